@@ -1,0 +1,140 @@
+"""The crystal: cell, positions, species and the vector moments that the network takes as input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import StructureError
+
+__all__ = ["Structure", "frozen"]
+
+_SMALLEST_VOLUME_ANG3 = 1e-3
+
+
+def frozen(values: ArrayLike, dtype: type) -> NDArray:
+    """A read-only C-contiguous copy of `values`."""
+    array = np.array(values, dtype=dtype, order="C")
+    array.flags.writeable = False
+    return array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Structure:
+    """A periodic crystal with vector moments.
+
+    Attributes
+    ----------
+    cell : (3, 3) Å, rows are the lattice vectors, right-handed.
+    positions : (n, 3) Å, Cartesian. They need not lie inside the cell: pair shifts refer to them as they are.
+    numbers : (n,) atomic numbers.
+    labels : species label of each atom; the key into :class:`hamnet.basis.Basis`.
+    moments : (n, 3) μ_B, Cartesian, vector with size, or None where nothing is known about magnetism.
+        Axial and odd under time reversal.
+    pbc : (3,) periodic directions.
+    """
+
+    cell: NDArray[np.float64]
+    positions: NDArray[np.float64]
+    numbers: NDArray[np.int64]
+    labels: tuple[str, ...]
+    moments: NDArray[np.float64] | None = None
+    pbc: NDArray[np.bool_] = (True, True, True)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__  # the documented way to normalise fields of a frozen dataclass
+        put(self, "cell", frozen(self.cell, np.float64))
+        put(self, "positions", frozen(self.positions, np.float64))
+        put(self, "numbers", frozen(self.numbers, np.int64))
+        put(self, "labels", tuple(self.labels))
+        put(self, "pbc", frozen(self.pbc, np.bool_))
+        if self.moments is not None:
+            put(self, "moments", frozen(self.moments, np.float64))
+        self._validate()
+
+    def _validate(self) -> None:
+        n = len(self.positions)
+        if self.cell.shape != (3, 3):
+            raise StructureError(f"cell of shape {self.cell.shape}", expected="(3, 3), rows are lattice vectors")
+        if self.positions.shape != (n, 3) or n == 0:
+            raise StructureError(f"positions of shape {self.positions.shape}", expected="(n, 3) with n >= 1")
+        if self.numbers.shape != (n,) or len(self.labels) != n:
+            raise StructureError(
+                f"{len(self.numbers)} atomic numbers and {len(self.labels)} labels", expected=f"{n}, one per position"
+            )
+        if self.moments is not None and self.moments.shape != (n, 3):
+            raise StructureError(
+                f"moments of shape {self.moments.shape}",
+                expected=f"({n}, 3): one Cartesian vector in μ_B for each of the {n} atoms",
+            )
+        for name in ("cell", "positions", "moments"):
+            values = getattr(self, name)
+            if values is not None and not np.isfinite(values).all():
+                where = np.argwhere(~np.isfinite(values))[0]
+                raise StructureError(
+                    f"{name}[{where[0]}, {where[1]}] is {values[tuple(where)]}", expected="a finite number"
+                )
+        volume = float(np.linalg.det(self.cell))
+        if abs(volume) < _SMALLEST_VOLUME_ANG3:
+            raise StructureError(
+                f"singular cell, volume {volume:.3g} Å^3", expected="three independent lattice vectors"
+            )
+        if volume < 0:
+            raise StructureError(
+                f"left-handed cell, volume {volume:.3g} Å^3",
+                expected="a right-handed set of lattice vectors",
+                remedy="exchange two lattice vectors (and the cell shifts and k fractions that go with them)",
+            )
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def volume_ang3(self) -> float:
+        return float(np.linalg.det(self.cell))
+
+    @property
+    def reciprocal_cell(self) -> NDArray[np.float64]:
+        """(3, 3) 1/Å, rows b_i with a_i · b_j = 2π δ_ij."""
+        return 2 * np.pi * np.linalg.inv(self.cell).T
+
+    @property
+    def fractional_positions(self) -> NDArray[np.float64]:
+        return self.positions @ np.linalg.inv(self.cell)
+
+    def with_moments(self, moments: ArrayLike | None) -> Self:
+        """The same crystal with other moments, (n, 3) μ_B."""
+        return replace(self, moments=moments)
+
+    def rotated(self, rotation: ArrayLike) -> Self:
+        """The crystal and its moments under the orthogonal matrix `rotation` (3, 3): r → Q r, m → det(Q) Q m.
+
+        For an improper Q the lattice vectors become −Q a_i, the same lattice as a right-handed set; cell shifts then
+        change sign. See :func:`hamnet.symmetry.rotate`.
+        """
+        rotation = np.asarray(rotation, dtype=np.float64)
+        handedness = np.sign(np.linalg.det(rotation))
+        return replace(
+            self,
+            cell=handedness * self.cell @ rotation.T,
+            positions=self.positions @ rotation.T,
+            moments=None if self.moments is None else handedness * self.moments @ rotation.T,
+        )
+
+    def translated(self, vector_ang: ArrayLike) -> Self:
+        return replace(self, positions=self.positions + np.asarray(vector_ang, dtype=np.float64))
+
+    def permuted(self, order: ArrayLike, shifts: ArrayLike | None = None) -> Self:
+        """Atom a of the result is atom ``order[a]`` moved by the lattice vector ``shifts[a]`` (n, 3 integers)."""
+        order = np.asarray(order, dtype=np.int64)
+        moved = np.zeros((len(order), 3)) if shifts is None else np.asarray(shifts, dtype=np.float64)
+        return replace(
+            self,
+            positions=self.positions[order] + moved @ self.cell,
+            numbers=self.numbers[order],
+            labels=tuple(self.labels[i] for i in order),
+            moments=None if self.moments is None else self.moments[order],
+        )
