@@ -255,7 +255,7 @@ class BlockOperator:
         return self.max_abs_difference(self.adjoint())
 
     def max_abs_difference(self, other: BlockOperator) -> float:
-        return max(float(block.abs().max()) for block in (self - other).blocks)
+        return max(float(block.detach().abs().max()) for block in (self - other).blocks)
 
     def mean_abs_difference(self, other: BlockOperator) -> float:
         """Mean over all (complex) elements of all Pauli components of all pairs."""

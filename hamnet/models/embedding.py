@@ -1,0 +1,86 @@
+"""What the network starts from: species, vector moments, distances."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from hamnet.harmonics import solid_harmonics
+
+from .irreps import Mode, SpinAlgebra
+
+__all__ = ["NodeEmbedding", "RadialBasis", "envelope"]
+
+
+def envelope(fraction: Tensor) -> Tensor:
+    """1 at 0, 0 from 1 on, twice continuously differentiable: 1 − 28 x⁶ + 48 x⁷ − 21 x⁸.
+
+    Gasteiger, Groß, Günnemann (2020), arXiv:2003.03123, eq. 8 with p = 6.
+    """
+    x = fraction.clamp(max=1.0)
+    return 1 - 28 * x**6 + 48 * x**7 - 21 * x**8
+
+
+class RadialBasis(nn.Module):
+    """√2 sin(nπx)/x for n = 1 … size, x = distance / cutoff."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("frequency", math.pi * torch.arange(1, size + 1), persistent=False)
+
+    def forward(self, fraction: Tensor) -> Tensor:
+        x = fraction[:, None]
+        return math.sqrt(2) * torch.sin(self.frequency.to(x.dtype) * x) / x
+
+
+class NodeEmbedding(nn.Module):
+    """Species as even scalars; moments as Y_l(m̂) f_l(|m|), f_l ~ |m|^l: analytic at m = 0.
+
+    With spin–orbit coupling the moment m is an axial vector of space: its degree-l harmonics have even parity and time
+    parity (−1)^l. Without it m is a vector of free spin, or its z component, and enters at l = 0.
+
+    Parameters
+    ----------
+    moment_scale : (n_species,) μ_B, the typical size of a moment; 0 for species whose moments are no input.
+    """
+
+    _WIDTHS = (0.25, 0.5, 1.0, 2.0)
+
+    def __init__(self, mode: Mode, l_max: int, algebra: SpinAlgebra, channels: int, moment_scale: Tensor) -> None:
+        super().__init__()
+        self.mode, self.l_max, self.algebra, self.channels = mode, l_max, algebra, channels
+        n_species = len(moment_scale)
+        self.species = nn.Parameter(torch.randn(n_species, channels))
+        # One set of radial weights for each power of the moment: l = 0 … l_max, or 1 and m.
+        self.n_powers = {"none": 0, "collinear": 2, "soc": l_max + 1, "spin-group": 2}[mode]
+        size = (n_species, self.n_powers, len(self._WIDTHS), channels)
+        self.moment = nn.Parameter(torch.randn(size) / math.sqrt(len(self._WIDTHS)))
+        self.register_buffer("moment_scale", moment_scale, persistent=False)
+        self.register_buffer("widths", torch.tensor(self._WIDTHS), persistent=False)
+
+    def forward(self, species: Tensor, moments: Tensor) -> Tensor:
+        n, q = len(species), self.algebra.n_components
+        x = self.species.new_zeros(n, (self.l_max + 1) ** 2, 2, q, self.channels)
+        scalars = self.species[species]
+        if self.mode == "none":
+            x[:, 0, 0, 0] = scalars
+            return x
+        scale = self.moment_scale[species]
+        magnetic = scale > 0
+        m = moments / torch.where(magnetic, scale, torch.ones_like(scale))[:, None]
+        size = (m * m).sum(dim=-1, keepdim=True)
+        radial = torch.exp(-self.widths * size) * magnetic[:, None]
+        weights = torch.einsum("nk,npkc->npc", radial, self.moment[species])
+        if self.mode == "soc":
+            for l, harmonic in enumerate(solid_harmonics(self.l_max, m)):
+                term = harmonic[:, :, None] * weights[:, None, l]
+                # Even parity: natural for even l. Time parity (−1)^l.
+                x[:, l * l : (l + 1) ** 2, l % 2, l % 2] = term
+            x[:, 0, 0, 0] = x[:, 0, 0, 0] + scalars
+        else:
+            x[:, 0, 0, 0] = scalars + weights[:, 0]
+            odd = m if self.mode == "spin-group" else m[:, 2:]
+            x[:, 0, 0, 1 : 1 + odd.shape[1]] = odd[:, :, None] * weights[:, None, 1]
+        return x

@@ -1,0 +1,217 @@
+"""The network: crystal with vector moments → Hamiltonian blocks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hamnet.basis import Basis
+from hamnet.blocks import BlockOperator, Pairs
+from hamnet.errors import ModelError
+from hamnet.structure import Structure
+
+from .embedding import NodeEmbedding, RadialBasis, envelope
+from .frames import edge_rotation
+from .graph import Graph, half_groups
+from .interaction import EdgeNetwork, Interaction, NodeProduct
+from .irreps import ALGEBRAS, EquivariantLinear, EquivariantNorm, Mode, TensorProduct
+from .readout import BlockReadout, blocks_from_parts, parts_adjoint, readout_degree
+
+__all__ = ["MODES", "HamiltonianModel", "ModelConfig"]
+
+MODES: tuple[Mode, ...] = ("none", "collinear", "soc", "spin-group")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Size of the network.
+
+    mode : what the Hamiltonian can be – ``none`` (no spin), ``collinear``, ``soc`` (space and spin turn together) or
+        ``spin-group`` (no spin–orbit coupling: space and spin turn apart).
+    cutoff_ang : reach of a message. What an atom knows of is n_layers times as far.
+    l_max : highest degree of the features. channels : features of each kind on an atom.
+    hidden : features of each kind on an edge. pair_channels : the same for the readout pairs.
+    product_channels : features that enter the products on atoms. n_radial : radial functions.
+    mean_neighbours : typical number of neighbours, set from the training set.
+    """
+
+    mode: Mode = "soc"
+    cutoff_ang: float = 4.5
+    n_layers: int = 2
+    l_max: int = 4
+    channels: int = 16
+    hidden: int = 16
+    pair_channels: int = 32
+    product_channels: int = 8
+    n_radial: int = 8
+    mean_neighbours: float = 12.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ModelError(f"mode {self.mode!r}", expected=f"one of {', '.join(MODES)}")
+        for name in ("n_layers", "l_max", "channels", "hidden", "pair_channels", "product_channels", "n_radial"):
+            if getattr(self, name) < 1:
+                raise ModelError(f"{name} = {getattr(self, name)}", expected="at least 1")
+        if not self.cutoff_ang > 0:
+            raise ModelError(f"cutoff_ang = {self.cutoff_ang}", expected="a positive length in Å")
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+class HamiltonianModel(nn.Module):
+    """Predicts all blocks of H from species, positions, cell and moments; exactly equivariant.
+
+    Parameters
+    ----------
+    config : size of the network.
+    basis : species that the model can treat.
+    moment_scale : (n_species,) typical |m| in μ_B; 0 marks species whose moments are not an input.
+    """
+
+    def __init__(self, config: ModelConfig, basis: Basis, moment_scale: tuple[float, ...]) -> None:
+        super().__init__()
+        if len(moment_scale) != len(basis):
+            raise ModelError(f"{len(moment_scale)} moment scales", expected=f"{len(basis)}, one per species")
+        self.config, self.basis, self.moment_scale = config, basis, tuple(float(x) for x in moment_scale)
+        c, algebra = config, ALGEBRAS[config.mode]
+        self.l_readout = max(readout_degree(basis.species, config.mode), 1)
+        self.embedding = NodeEmbedding(config.mode, c.l_max, algebra, c.channels, torch.tensor(self.moment_scale))
+        self.radial = RadialBasis(c.n_radial)
+        # Radial functions see the two species through vectors of their own.
+        width = 8
+        self.edge_species = nn.Parameter(torch.randn(len(basis), 2, width))
+        n_scalars = c.n_radial + 2 * width
+        self.interactions = nn.ModuleList(
+            Interaction(c.l_max, algebra, c.channels, c.hidden, c.product_channels, n_scalars)
+            for _ in range(c.n_layers)
+        )
+        self.lift_norm = EquivariantNorm(c.l_max, algebra, c.channels)
+        self.lift_left = EquivariantLinear(c.l_max, algebra, c.channels, c.channels, bias=True)
+        self.lift_right = EquivariantLinear(c.l_max, algebra, c.channels, c.channels, bias=True)
+        self.lift = TensorProduct(c.l_max, self.l_readout, algebra)
+        self.lift_linear = EquivariantLinear(min(c.l_max, self.l_readout), algebra, c.channels, c.channels)
+        self.self_product = NodeProduct(self.l_readout, algebra, c.channels, c.product_channels)
+        self.self_linear = EquivariantLinear(self.l_readout, algebra, c.channels, c.pair_channels)
+        self.pair_network = EdgeNetwork(self.l_readout, algebra, c.channels, c.hidden, n_scalars, c.pair_channels)
+        self.self_readout = nn.ModuleList(BlockReadout(s, s, c.mode, c.pair_channels) for s in basis.species)
+        self.pair_readout = nn.ModuleDict(
+            {
+                f"{a}_{b}": BlockReadout(basis[a], basis[b], c.mode, c.pair_channels)
+                for a in range(len(basis))
+                for b in range(a, len(basis))
+            }
+        )
+        reach = torch.tensor(
+            [[x.cutoff_ang + y.cutoff_ang + 2 * _widest_projector(basis) for y in basis.species] for x in basis.species]
+        )
+        self.register_buffer("pair_cutoff", reach, persistent=False)
+
+    # -- forward ---------------------------------------------------------------------------------------------------
+
+    def features(self, graph: Graph) -> Tensor:
+        """(n_atoms, (l_readout+1)², 2, q, channels) of each atom, all that the readout sees."""
+        c = self.config
+        x = self.embedding(graph.species, graph.moments)
+        vectors = graph.vectors(graph.edge_row, graph.edge_col, graph.edge_shift)
+        fraction = vectors.norm(dim=-1) / c.cutoff_ang
+        scalars = self._edge_scalars(fraction, graph.species[graph.edge_row], graph.species[graph.edge_col])
+        rotation = edge_rotation(vectors, c.l_max)
+        weight = envelope(fraction) / math.sqrt(c.mean_neighbours)
+        for interaction in self.interactions:
+            x = interaction(x, graph.edge_row, graph.edge_col, rotation, scalars, weight)
+        x = self.lift_norm(x)
+        lifted = self.lift(self.lift_left(x), self.lift_right(x))
+        size = min(x.shape[1], lifted.shape[1])
+        straight = self.lift_linear(x[:, :size])
+        return lifted + nn.functional.pad(straight, (0, 0, 0, 0, 0, 0, 0, lifted.shape[1] - size))
+
+    def forward(self, graph: Graph) -> list[tuple[int, int, Tensor, Tensor]]:
+        """(row species, column species, pair index (n,), parts (n, n_parts, n_row, n_col) in eV).
+
+        Only pairs with row species ≤ column species; the others are adjoints. Self pairs come first.
+        """
+        x = self.features(graph)
+        mode = self.config.mode
+        result = []
+        onsite = self.self_linear(self.self_product(x))
+        for species, atoms, index in graph.self_pairs:
+            parts = self.self_readout[species](onsite[atoms])
+            result.append((species, species, index, (parts + parts_adjoint(parts, mode)) / 2))
+        if not graph.pairs:
+            return result
+        row, col, shift = (torch.cat([getattr(g, name) for g in graph.pairs]) for name in ("row", "col", "shift"))
+        vectors = graph.vectors(row, col, shift)
+        species_row, species_col = graph.species[row], graph.species[col]
+        fraction = vectors.norm(dim=-1) / self.pair_cutoff[species_row, species_col]
+        scalars = self._edge_scalars(fraction, species_row, species_col)
+        rotation = edge_rotation(vectors, self.l_readout)
+        features = self.pair_network(x, row, col, rotation, scalars)
+        fade = envelope(fraction)[:, None, None, None]
+        start = 0
+        for group in graph.pairs:
+            here = slice(start, start + len(group.row))
+            start = here.stop
+            a, b = group.row_species, group.col_species
+            parts = self.pair_readout[f"{a}_{b}"](features[here]) * fade[here]
+            if group.partner is not None:
+                parts = (parts + parts_adjoint(parts[group.partner], mode)) / 2
+            result.append((a, b, group.index, parts))
+        return result
+
+    def _edge_scalars(self, fraction: Tensor, species_row: Tensor, species_col: Tensor) -> Tensor:
+        return torch.cat(
+            [self.radial(fraction), self.edge_species[species_row, 0], self.edge_species[species_col, 1]], dim=1
+        )
+
+    # -- use -------------------------------------------------------------------------------------------------------
+
+    def graph(self, structures: list[Structure], pairs: list[Pairs]) -> Graph:
+        """The input tensors in the model's dtype and device."""
+        parameter = self.edge_species
+        return Graph.build(
+            structures, pairs, self.basis, self.config.cutoff_ang, dtype=parameter.dtype, device=parameter.device
+        )
+
+    def hamiltonian(self, structure: Structure, pairs: Pairs) -> BlockOperator:
+        """H in eV on `pairs` (species numbered as in the model's basis); differentiable where the input is."""
+        output = self(self.graph([structure], [pairs]))
+        return assemble(output, pairs, self.basis, self.config.mode)
+
+
+def _widest_projector(basis: Basis) -> float:
+    return max(s.projector_cutoff_ang for s in basis.species)
+
+
+def assemble(output: list[tuple[int, int, Tensor, Tensor]], pairs: Pairs, basis: Basis, mode: Mode) -> BlockOperator:
+    """The operator on all pairs of one crystal from the output of the network."""
+    blocks: dict[tuple[int, int], Tensor] = {}
+    for a, b, index, parts in output:
+        group = next(g for g in pairs.groups if (g.row_species, g.col_species) == (a, b))
+        if (a, b) not in blocks:
+            blocks[a, b] = parts.new_zeros(group.pairs.stop - group.pairs.start, *parts.shape[1:])
+        blocks[a, b] = blocks[a, b].index_copy(0, index - group.pairs.start, parts)
+    for group in pairs.groups:
+        a, b = group.row_species, group.col_species
+        if a > b:
+            mirror = next(g for g in pairs.groups if (g.row_species, g.col_species) == (b, a))
+            partner = torch.as_tensor(pairs.partner[group.pairs] - mirror.pairs.start, device=blocks[b, a].device)
+            blocks[a, b] = parts_adjoint(blocks[b, a][partner], mode)
+    ordered = [blocks_from_parts(blocks[g.row_species, g.col_species], mode) for g in pairs.groups]
+    return BlockOperator(basis, pairs, ordered)
+
+
+def half_blocks(operator: BlockOperator) -> list[tuple[int, int, np.ndarray, Tensor]]:
+    """(row species, column species, pair index, blocks) of the off-site pairs that the network computes."""
+    blocks = {
+        (g.row_species, g.col_species): (g, b) for g, b in zip(operator.pairs.groups, operator.blocks, strict=True)
+    }
+    result = []
+    for a, b, index in half_groups(operator.pairs):
+        group, block = blocks[a, b]
+        result.append((a, b, index, block[torch.as_tensor(index - group.pairs.start)]))
+    return result
