@@ -28,11 +28,11 @@ class RadialBasis(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.register_buffer("frequency", math.pi * torch.arange(1, size + 1), persistent=False)
+        self.register_buffer("frequency", math.pi * torch.arange(1, size + 1, dtype=torch.float64), persistent=False)
 
     def forward(self, fraction: Tensor) -> Tensor:
         x = fraction[:, None]
-        return math.sqrt(2) * torch.sin(self.frequency.to(x.dtype) * x) / x
+        return math.sqrt(2) * torch.sin(self.frequency * x) / x
 
 
 class NodeEmbedding(nn.Module):
@@ -52,13 +52,13 @@ class NodeEmbedding(nn.Module):
         super().__init__()
         self.mode, self.l_max, self.algebra, self.channels = mode, l_max, algebra, channels
         n_species = len(moment_scale)
-        self.species = nn.Parameter(torch.randn(n_species, channels))
+        self.species = nn.Parameter(torch.randn(n_species, channels, dtype=torch.float64))
         # One set of radial weights for each power of the moment: l = 0 … l_max, or 1 and m.
         self.n_powers = {"none": 0, "collinear": 2, "soc": l_max + 1, "spin-group": 2}[mode]
         size = (n_species, self.n_powers, len(self._WIDTHS), channels)
-        self.moment = nn.Parameter(torch.randn(size) / math.sqrt(len(self._WIDTHS)))
+        self.moment = nn.Parameter(torch.randn(size, dtype=torch.float64) / math.sqrt(len(self._WIDTHS)))
         self.register_buffer("moment_scale", moment_scale, persistent=False)
-        self.register_buffer("widths", torch.tensor(self._WIDTHS), persistent=False)
+        self.register_buffer("widths", torch.tensor(self._WIDTHS, dtype=torch.float64), persistent=False)
 
     def forward(self, species: Tensor, moments: Tensor) -> Tensor:
         n, q = len(species), self.algebra.n_components

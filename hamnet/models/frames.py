@@ -75,7 +75,7 @@ def _turn(rotation: Tensor, x: Tensor) -> Tensor:
 
 
 class EdgeLinear(nn.Module):
-    """The most general linear map of features in an edge frame that keeps rotations about it, mirrors and time parity."""
+    """The most general linear map in an edge frame that keeps rotations about it, mirrors and time parity."""
 
     def __init__(self, l_max: int, algebra: SpinAlgebra, c_in: int, c_out: int) -> None:
         super().__init__()
@@ -83,11 +83,15 @@ class EdgeLinear(nn.Module):
         self.register_buffer("irrep", torch.tensor(algebra.irrep_of), persistent=False)
         # m = 0 does not join natural and unnatural features: the mirrors forbid it.
         fan = (l_max + 1) * c_in
-        self.axial = nn.Parameter(torch.randn(algebra.n_irreps, 2, fan, (l_max + 1) * c_out) / math.sqrt(fan))
+        self.axial = nn.Parameter(
+            torch.randn(algebra.n_irreps, 2, fan, (l_max + 1) * c_out, dtype=torch.float64) / math.sqrt(fan)
+        )
         self.planar = nn.ParameterList()
         for m in range(1, l_max + 1):
             fan = 2 * (l_max - m + 1) * c_in
-            self.planar.append(torch.randn(algebra.n_irreps, fan, 2 * (l_max - m + 1) * c_out) / math.sqrt(fan))
+            self.planar.append(
+                torch.randn(algebra.n_irreps, fan, 2 * (l_max - m + 1) * c_out, dtype=torch.float64) / math.sqrt(fan)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         n, _, _, q, c = x.shape

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ from hamnet.structure import Structure
 
 from .embedding import NodeEmbedding, RadialBasis, envelope
 from .frames import edge_rotation
-from .graph import Graph, half_groups
+from .graph import Graph
 from .interaction import EdgeNetwork, Interaction, NodeProduct
 from .irreps import ALGEBRAS, EquivariantLinear, EquivariantNorm, Mode, TensorProduct
 from .readout import BlockReadout, blocks_from_parts, parts_adjoint, readout_degree
@@ -66,6 +65,8 @@ class ModelConfig:
 class HamiltonianModel(nn.Module):
     """Predicts all blocks of H from species, positions, cell and moments; exactly equivariant.
 
+    A new model is float64, coupling coefficients included; ``model.to(torch.float32)`` narrows it for training.
+
     Parameters
     ----------
     config : size of the network.
@@ -80,11 +81,13 @@ class HamiltonianModel(nn.Module):
         self.config, self.basis, self.moment_scale = config, basis, tuple(float(x) for x in moment_scale)
         c, algebra = config, ALGEBRAS[config.mode]
         self.l_readout = max(readout_degree(basis.species, config.mode), 1)
-        self.embedding = NodeEmbedding(config.mode, c.l_max, algebra, c.channels, torch.tensor(self.moment_scale))
+        self.embedding = NodeEmbedding(
+            config.mode, c.l_max, algebra, c.channels, torch.tensor(self.moment_scale, dtype=torch.float64)
+        )
         self.radial = RadialBasis(c.n_radial)
         # Radial functions see the two species through vectors of their own.
         width = 8
-        self.edge_species = nn.Parameter(torch.randn(len(basis), 2, width))
+        self.edge_species = nn.Parameter(torch.randn(len(basis), 2, width, dtype=torch.float64))
         n_scalars = c.n_radial + 2 * width
         self.interactions = nn.ModuleList(
             Interaction(c.l_max, algebra, c.channels, c.hidden, c.product_channels, n_scalars)
@@ -107,7 +110,11 @@ class HamiltonianModel(nn.Module):
             }
         )
         reach = torch.tensor(
-            [[x.cutoff_ang + y.cutoff_ang + 2 * _widest_projector(basis) for y in basis.species] for x in basis.species]
+            [
+                [x.cutoff_ang + y.cutoff_ang + 2 * _widest_projector(basis) for y in basis.species]
+                for x in basis.species
+            ],
+            dtype=torch.float64,
         )
         self.register_buffer("pair_cutoff", reach, persistent=False)
 
@@ -205,13 +212,16 @@ def assemble(output: list[tuple[int, int, Tensor, Tensor]], pairs: Pairs, basis:
     return BlockOperator(basis, pairs, ordered)
 
 
-def half_blocks(operator: BlockOperator) -> list[tuple[int, int, np.ndarray, Tensor]]:
-    """(row species, column species, pair index, blocks) of the off-site pairs that the network computes."""
-    blocks = {
-        (g.row_species, g.col_species): (g, b) for g, b in zip(operator.pairs.groups, operator.blocks, strict=True)
-    }
-    result = []
-    for a, b, index in half_groups(operator.pairs):
-        group, block = blocks[a, b]
-        result.append((a, b, index, block[torch.as_tensor(index - group.pairs.start)]))
+def half_blocks(operator: BlockOperator) -> list[tuple[int, int | None, Tensor]]:
+    """The blocks that the network computes: (species, None, self blocks) and (row, column species, off-site blocks)."""
+    is_self = operator.pairs.is_self
+    result: list[tuple[int, int | None, Tensor]] = []
+    for group, block in zip(operator.pairs.groups, operator.blocks, strict=True):
+        if group.row_species > group.col_species:
+            continue
+        onsite = torch.as_tensor(is_self[group.pairs].copy(), device=block.device)
+        if group.row_species == group.col_species:
+            result.append((group.row_species, None, block[onsite]))
+        if not bool(onsite.all()):
+            result.append((group.row_species, group.col_species, block[~onsite]))
     return result

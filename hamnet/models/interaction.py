@@ -29,7 +29,11 @@ class EdgeNetwork(nn.Module):
         self.hidden, self.c_out, self.n_rows = hidden, c_out, l_max + 1
         n_axial = (l_max + 1) * (hidden + c_out)
         self.radial = nn.Sequential(
-            nn.Linear(n_scalars, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, n_gain + n_axial)
+            nn.Linear(n_scalars, 64, dtype=torch.float64),
+            nn.SiLU(),
+            nn.Linear(64, 64, dtype=torch.float64),
+            nn.SiLU(),
+            nn.Linear(64, n_gain + n_axial, dtype=torch.float64),
         )
         degree = frame_degree(l_max)
         self.first = EdgeLinear(l_max, algebra, hidden, hidden)

@@ -125,8 +125,10 @@ class EquivariantLinear(nn.Module):
 
     def __init__(self, l_max: int, algebra: SpinAlgebra, c_in: int, c_out: int, *, bias: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(l_max + 1, 2, algebra.n_irreps, c_in, c_out) / math.sqrt(c_in))
-        self.bias = nn.Parameter(torch.zeros(c_out)) if bias else None
+        self.weight = nn.Parameter(
+            torch.randn(l_max + 1, 2, algebra.n_irreps, c_in, c_out, dtype=torch.float64) / math.sqrt(c_in)
+        )
+        self.bias = nn.Parameter(torch.zeros(c_out, dtype=torch.float64)) if bias else None
         self.register_buffer("degree", degree_index(l_max), persistent=False)
         self.register_buffer("irrep", torch.tensor(algebra.irrep_of), persistent=False)
 
@@ -145,7 +147,7 @@ class EquivariantNorm(nn.Module):
 
     def __init__(self, l_max: int, algebra: SpinAlgebra, channels: int) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(l_max + 1, 2, algebra.n_irreps, channels))
+        self.scale = nn.Parameter(torch.ones(l_max + 1, 2, algebra.n_irreps, channels, dtype=torch.float64))
         self.register_buffer("degree", degree_index(l_max), persistent=False)
         self.register_buffer("irrep", torch.tensor(algebra.irrep_of), persistent=False)
 
@@ -160,7 +162,7 @@ class Gate(nn.Module):
     def __init__(self, l_max: int, algebra: SpinAlgebra, channels: int, *, degree: Tensor | None = None) -> None:
         super().__init__()
         self.shape = (l_max + 1, 2, algebra.n_irreps, channels)
-        self.linear = nn.Linear(channels, math.prod(self.shape))
+        self.linear = nn.Linear(channels, math.prod(self.shape), dtype=torch.float64)
         self.register_buffer("degree", degree_index(l_max) if degree is None else degree, persistent=False)
         self.register_buffer("irrep", torch.tensor(algebra.irrep_of), persistent=False)
 
@@ -191,10 +193,8 @@ class TensorProduct(nn.Module):
             for a in (0, 1):
                 for b in (0, 1):
                     kinds[odd, a, :, b, :, a ^ b ^ odd, :] = constants
-        self.register_buffer("coupling", coupling.to(torch.get_default_dtype()), persistent=False)
-        self.register_buffer(
-            "kinds", kinds.reshape(2, 2 * q, 2 * q, 2 * q).to(torch.get_default_dtype()), persistent=False
-        )
+        self.register_buffer("coupling", coupling, persistent=False)
+        self.register_buffer("kinds", kinds.reshape(2, 2 * q, 2 * q, 2 * q), persistent=False)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         n, m, _, q, c = a.shape

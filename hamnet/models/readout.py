@@ -142,9 +142,7 @@ class BlockIrreps(nn.Module):
         self.sizes: list[tuple[int, int]] = []
         for index, kind in enumerate(kinds):
             dim = kind.matrix.shape[0]
-            self.register_buffer(
-                f"matrix_{index}", kind.matrix.reshape(dim, -1).to(torch.get_default_dtype()), persistent=False
-            )
+            self.register_buffer(f"matrix_{index}", kind.matrix.reshape(dim, -1), persistent=False)
             self.sizes.append((len(kind.shells), dim))
             for a, b in kind.shells:
                 for (j, natural), number in zip(kind.irreps, next(numbers), strict=True):
@@ -213,13 +211,14 @@ class BlockReadout(nn.Module):
         self.n_kinds = kind_of[-1] + 1
         self.weights = nn.ParameterDict(
             {
-                f"{j}_{natural}": torch.randn(self.n_kinds, channels, multiplicity) / math.sqrt(channels)
+                f"{j}_{natural}": torch.randn(self.n_kinds, channels, multiplicity, dtype=torch.float64)
+                / math.sqrt(channels)
                 for (j, natural), multiplicity in self.irreps.entries.items()
             }
         )
         self.register_buffer("kind", torch.tensor(kind_of), persistent=False)
-        self.register_buffer("scale", torch.ones(self.n_kinds, self.irreps.n_entries))
-        self.register_buffer("shift", torch.zeros(self.irreps.total))
+        self.register_buffer("scale", torch.ones(self.n_kinds, self.irreps.n_entries, dtype=torch.float64))
+        self.register_buffer("shift", torch.zeros(self.irreps.total, dtype=torch.float64))
 
     def coefficients(self, x: Tensor) -> Tensor:
         """(n, n_components, total), scaled and shifted."""
