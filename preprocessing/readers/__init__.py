@@ -5,7 +5,7 @@ A new code is one module with a class of the shape of :class:`preprocessing.read
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from hamnet.errors import ReaderError
 
+from .compressed import files_ending
 from .protocol import Reader, ReadOptions, Run
 
 __all__ = ["CODES", "find_runs", "read_run", "reader_of", "readers"]
@@ -24,6 +25,9 @@ CODES: Mapping[str, tuple[str, str]] = MappingProxyType(
     }
 )
 """Reader class → name of the code, and the file that a run must have."""
+
+_TRACES = (".scfout", ".std", ".dat", ".HSX", ".fdf", ".out")
+"""Files that betray a run, also one that failed."""
 
 _SOUGHT = " or ".join(f"a run of {name} ({pattern})" for name, pattern in CODES.values())
 
@@ -64,3 +68,27 @@ def reader_of(path: str | Path) -> Reader:
 def read_run(path: str | Path, options: ReadOptions | None = None) -> Run:
     """Read one run of whichever code wrote it."""
     return reader_of(path).read(Path(path), options or ReadOptions())
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Path]:
+    """Run folders at or below the given ones, sorted, each once.
+
+    A folder counts as a run if it holds input or output of a code, whether or not it can be read; folders inside a run
+    are left alone. A path below which there is no run is returned itself, so that reading it tells what is wrong.
+    """
+    found: dict[Path, None] = {}
+    for path in map(Path, paths):
+        below = sorted(_runs_below(path), key=lambda run: run.parts) if path.is_dir() else []
+        found.update({run.resolve(): None for run in below or [path]})
+    return list(found)
+
+
+def _runs_below(folder: Path) -> Iterator[Path]:
+    if any(files_ending(folder, ending) for ending in _TRACES):
+        yield folder
+        return
+    inside = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    if not inside and not any(folder.iterdir()):
+        yield folder  # a run that never started
+    for entry in inside:
+        yield from _runs_below(entry)
