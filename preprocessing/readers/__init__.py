@@ -76,11 +76,12 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     A folder counts as a run if it holds input or output of a code, whether or not it can be read; folders inside a run
     are left alone. A path below which there is no run is returned itself, so that reading it tells what is wrong.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for path in map(Path, paths):
         below = sorted(_runs_below(path), key=lambda run: run.parts) if path.is_dir() else []
-        found.update({run.resolve(): None for run in below or [path]})
-    return list(found)
+        for run in below or [path]:
+            found.setdefault(run.resolve(), run.absolute())
+    return list(found.values())
 
 
 def _runs_below(folder: Path) -> Iterator[Path]:
