@@ -78,10 +78,10 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     """
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
-        below = sorted(_runs_below(path), key=lambda run: run.parts) if path.is_dir() else []
+        below = list(_runs_below(path)) if path.is_dir() else []
         for run in below or [path]:
             found.setdefault(run.resolve(), run.absolute())
-    return list(found.values())
+    return sorted(found.values(), key=lambda run: run.parts)
 
 
 def _runs_below(folder: Path) -> Iterator[Path]:
