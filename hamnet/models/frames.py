@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hamnet.harmonics import wigner_d
 
-from .irreps import SpinAlgebra
+from .irreps import SpinAlgebra, batched_matmul
 
 __all__ = ["EdgeLinear", "edge_rotation", "frame_degree", "from_frame", "to_frame"]
 
@@ -70,7 +70,7 @@ def from_frame(rotation: Tensor, x: Tensor) -> Tensor:
 
 def _turn(rotation: Tensor, x: Tensor) -> Tensor:
     n, m, p, q, c = x.shape
-    turned = torch.matmul(rotation, x.transpose(1, 2).reshape(n, p, m, q * c))
+    turned = batched_matmul(rotation.reshape(n * p, m, m), x.transpose(1, 2).reshape(n * p, m, q * c))
     return turned.reshape(n, p, m, q, c).transpose(1, 2)
 
 
@@ -96,15 +96,14 @@ class EdgeLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, _, _, q, c = x.shape
         rows = self.l_max + 1
-        axial = x[:, :rows].permute(3, 2, 0, 1, 4).reshape(q * 2, n, rows * c)
-        y = torch.bmm(axial, self.axial[self.irrep].flatten(0, 1)).reshape(q, 2, n, rows, self.c_out)
-        parts = [y.permute(2, 3, 1, 0, 4)]
-        start = rows
-        for m, weight in enumerate(self.planar, start=1):
-            rows = self.l_max - m + 1
-            z = x[:, start : start + 2 * rows].reshape(n, 2, rows, 2, q, c)
-            z = z.permute(4, 0, 1, 2, 3, 5).reshape(q, n * 2, rows * 2 * c)
-            y = torch.bmm(z, weight[self.irrep]).reshape(q, n, 2, rows, 2, self.c_out)
-            parts.append(y.permute(1, 2, 3, 4, 0, 5).reshape(n, 2 * rows, 2, q, self.c_out))
-            start += 2 * rows
+        # Split, not slices: the gradient of a slice is a whole array of zeros.
+        axial, *planar = x.split([rows] + [2 * (rows - m) for m in range(1, rows)], dim=1)
+        axial = axial.permute(3, 2, 0, 1, 4).reshape(q * 2, n, rows * c)
+        y = batched_matmul(axial, self.axial.index_select(0, self.irrep).flatten(0, 1))
+        parts = [y.reshape(q, 2, n, rows, self.c_out).permute(2, 3, 1, 0, 4)]
+        for m, (z, weight) in enumerate(zip(planar, self.planar, strict=True), start=1):
+            n_l = rows - m
+            z = z.reshape(n, 2, n_l, 2, q, c).permute(4, 0, 1, 2, 3, 5).reshape(q, n * 2, n_l * 2 * c)
+            y = batched_matmul(z, weight.index_select(0, self.irrep)).reshape(q, n, 2, n_l, 2, self.c_out)
+            parts.append(y.permute(1, 2, 3, 4, 0, 5).reshape(n, 2 * n_l, 2, q, self.c_out))
         return torch.cat(parts, dim=1)

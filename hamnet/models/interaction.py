@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .frames import EdgeLinear, frame_degree, from_frame, to_frame
-from .irreps import EquivariantLinear, EquivariantNorm, Gate, SpinAlgebra, TensorProduct
+from .irreps import EquivariantLinear, EquivariantNorm, Gate, SpinAlgebra, TensorProduct, per_component
 
 __all__ = ["EdgeNetwork", "Interaction", "NodeProduct"]
 
@@ -53,7 +53,7 @@ class EdgeNetwork(nn.Module):
             ],
             dim=1,
         )
-        gain = gain.reshape(-1, *self.gain_shape)[:, self.degree][:, :, :, self.irrep]
+        gain = per_component(gain.reshape(-1, *self.gain_shape), self.degree, self.irrep, first=1)
         z = _add_axial(z * gain, inner.reshape(-1, self.n_rows, self.hidden))
         z = self.second(self.gate(self.first(z)))
         return from_frame(rotation, _add_axial(z, outer.reshape(-1, self.n_rows, self.c_out)))

@@ -29,8 +29,10 @@ __all__ = [
     "Mode",
     "SpinAlgebra",
     "TensorProduct",
+    "batched_matmul",
     "clebsch_gordan",
     "degree_index",
+    "per_component",
 ]
 
 Mode = Literal["none", "collinear", "soc", "spin-group"]
@@ -111,6 +113,34 @@ def degree_index(l_max: int) -> Tensor:
     return torch.repeat_interleave(torch.arange(l_max + 1), 2 * torch.arange(l_max + 1) + 1)
 
 
+class _Contiguous(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.contiguous()
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> Tensor:
+        return gradients[0].contiguous()
+
+
+def batched_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b for (batch, n, k) and (batch, k, m).
+
+    The batched BLAS call takes contiguous items only; others, which autograd hands back through permuted views, make
+    it fall back to one product after another, several times slower.
+    """
+    return _Contiguous.apply(torch.bmm(_Contiguous.apply(a), _Contiguous.apply(b)))  # type: ignore[return-value]
+
+
+def per_component(values: Tensor, degree: Tensor, irrep: Tensor, *, first: int = 0) -> Tensor:
+    """Spread (…, l_max+1, 2, n_irreps, …) to (…, (l_max+1)², 2, q, …): one value for all components of a kind.
+
+    `first` is the axis of l. Without spin vectors the irreps are the components already.
+    """
+    spread = values.index_select(first, degree)
+    return spread if len(irrep) == values.shape[first + 2] else spread.index_select(first + 2, irrep)
+
+
 @lru_cache(maxsize=256)
 def clebsch_gordan(l1: int, l2: int, l3: int) -> Tensor:
     """(2l1+1, 2l2+1, 2l3+1) float64, orthonormal: Σ_{m1 m2} C[m1, m2, m] C[m1, m2, m'] = δ_mm'.
@@ -133,12 +163,13 @@ class EquivariantLinear(nn.Module):
         self.register_buffer("irrep", torch.tensor(algebra.irrep_of), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight[self.degree][:, :, self.irrep]
+        weight = per_component(self.weight, self.degree, self.irrep)
         n, m, p, q, c = x.shape
         flat = x.reshape(n, m * p * q, c).transpose(0, 1)
-        y = torch.bmm(flat, weight.reshape(m * p * q, c, -1)).transpose(0, 1).reshape(n, m, p, q, -1)
+        y = batched_matmul(flat, weight.reshape(m * p * q, c, -1)).transpose(0, 1).reshape(n, m, p, q, -1)
         if self.bias is not None:
-            y[:, 0, 0, 0] = y[:, 0, 0, 0] + self.bias
+            padded = nn.functional.pad(self.bias[None], (0, 0, 0, m * p * q - 1))
+            y = y + padded.reshape(m, p, q, -1)
         return y
 
 
@@ -153,7 +184,7 @@ class EquivariantNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         square = (x * x).sum(dim=(1, 2, 3), keepdim=True).mean(dim=-1, keepdim=True)
-        return x * torch.rsqrt(1 + square / len(self.scale)) * self.scale[self.degree][:, :, self.irrep]
+        return x * torch.rsqrt(1 + square / len(self.scale)) * per_component(self.scale, self.degree, self.irrep)
 
 
 class Gate(nn.Module):
@@ -168,7 +199,9 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scalars = x[:, 0, 0, 0]
-        gates = torch.sigmoid(self.linear(scalars)).reshape(-1, *self.shape)[:, self.degree][:, :, :, self.irrep]
+        gates = per_component(
+            torch.sigmoid(self.linear(scalars)).reshape(-1, *self.shape), self.degree, self.irrep, first=1
+        )
         # σ(a)·s with a linear in the scalars s generalises SiLU, so that scalars need no other road.
         return x * gates
 
@@ -204,8 +237,9 @@ class TensorProduct(nn.Module):
         total = None
         for coupling, kinds in zip(self.coupling, self.kinds, strict=True):
             half = torch.matmul(left.reshape(-1, m), coupling.reshape(m, -1)).reshape(n * c, 2 * q, m, m_out)
-            product = torch.einsum("xamz,xbm->xabz", half, right)
-            term = torch.einsum("xabz,abk->xkz", product, kinds)
+            half = half.transpose(1, 2).reshape(n * c, m, 2 * q * m_out)
+            product = batched_matmul(right, half).reshape(n * c, 2 * q, 2 * q, m_out)
+            term = torch.einsum("xbaz,abk->xkz", product, kinds)
             total = term if total is None else total + term
         assert total is not None
         return total.reshape(n, c, 2, q, m_out).permute(0, 4, 2, 3, 1)

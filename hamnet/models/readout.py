@@ -165,13 +165,13 @@ class BlockIrreps(nn.Module):
     def to_parts(self, coefficients: Tensor) -> Tensor:
         """(n, n_parts, n_row, n_col) from (n, n_components, total)."""
         n, components, _ = coefficients.shape
-        sorted_ = coefficients[:, :, self.gather]
+        sorted_ = coefficients.index_select(2, self.gather)
         pieces, start = [], 0
         for index, (multiplicity, dim) in enumerate(self.sizes):
             part = sorted_[:, :, start : start + multiplicity * dim].reshape(n, components, multiplicity, dim)
             pieces.append((part @ getattr(self, f"matrix_{index}")).reshape(n, components, -1))
             start += multiplicity * dim
-        flat = torch.cat(pieces, dim=-1)[:, :, self.unorbital]
+        flat = torch.cat(pieces, dim=-1).index_select(2, self.unorbital)
         blocks = flat.reshape(n, components, self.n_spin, *self.shape)
         if self.mode != "soc":
             return blocks.reshape(n, -1, *self.shape)
@@ -223,10 +223,10 @@ class BlockReadout(nn.Module):
     def coefficients(self, x: Tensor) -> Tensor:
         """(n, n_components, total), scaled and shifted."""
         pieces = []
+        degrees = x[:, :, :, : len(self.components)].split([2 * j + 1 for j in range(math.isqrt(x.shape[1]))], dim=1)
         for (j, natural), multiplicity in self.irreps.entries.items():
-            part = x[:, j * j : (j + 1) ** 2, natural, : len(self.components)]
-            weight = self.weights[f"{j}_{natural}"][self.kind]
-            mixed = torch.einsum("nmqc,qcw->nqmw", part, weight)
+            weight = self.weights[f"{j}_{natural}"].index_select(0, self.kind)
+            mixed = torch.einsum("nmqc,qcw->nqmw", degrees[j][:, :, natural], weight)
             pieces.append(mixed.reshape(len(x), len(self.components), (2 * j + 1) * multiplicity))
         scaled = torch.cat(pieces, dim=-1) * self.scale[self.kind][:, self.irreps.entry]
         even = scaled[:, :1] + self.shift
