@@ -8,21 +8,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
-
-_PUBLIC = {
-    "Basis": "hamnet.basis",
-    "BlockOperator": "hamnet.blocks",
-    "HamnetError": "hamnet.errors",
-    "Pairs": "hamnet.blocks",
-    "Sample": "hamnet.sample",
-    "Shell": "hamnet.basis",
-    "SpeciesBasis": "hamnet.basis",
-    "Structure": "hamnet.structure",
-}
-
-__all__ = [*_PUBLIC, "__version__"]
-
 if TYPE_CHECKING:
     from .basis import Basis, Shell, SpeciesBasis
     from .blocks import BlockOperator, Pairs
@@ -30,8 +15,38 @@ if TYPE_CHECKING:
     from .sample import Sample
     from .structure import Structure
 
+__all__ = [
+    "Basis",
+    "BlockOperator",
+    "HamnetError",
+    "Pairs",
+    "Sample",
+    "Shell",
+    "SpeciesBasis",
+    "Structure",
+    "__version__",
+]
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Basis": "basis",
+    "BlockOperator": "blocks",
+    "HamnetError": "errors",
+    "Pairs": "blocks",
+    "Sample": "sample",
+    "Shell": "basis",
+    "SpeciesBasis": "basis",
+    "Structure": "structure",
+}
+"""Module of each public name."""
+
 
 def __getattr__(name: str):
-    if name in _PUBLIC:
-        return getattr(import_module(_PUBLIC[name]), name)
+    if name in _HOME:
+        return getattr(import_module(f"hamnet.{_HOME[name]}"), name)
     raise AttributeError(f"module 'hamnet' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

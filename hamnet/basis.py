@@ -54,8 +54,19 @@ class SpeciesBasis:
     projector_cutoff_ang: float = 0.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "shells", tuple(self.shells))
         if not self.shells:
             raise BasisError(f"species {self.label} has no shells", expected="at least one")
+        seen: dict[int, int] = {}
+        for shell in self.shells:
+            if shell.l < 0 or not 0 < shell.cutoff_ang < np.inf:
+                raise BasisError(f"species {self.label} has {shell}", expected="l ≥ 0 and a positive cutoff in Å")
+            if shell.zeta != seen.get(shell.l, 0):
+                raise BasisError(
+                    f"species {self.label} has {shell} as number {seen.get(shell.l, 0) + 1} of its l = {shell.l}",
+                    expected="zeta to count the shells of equal l from 0",
+                )
+            seen[shell.l] = shell.zeta + 1
 
     @property
     def n_orbitals(self) -> int:
@@ -81,9 +92,12 @@ class SpeciesBasis:
 
     @staticmethod
     def from_dict(entry: dict) -> SpeciesBasis:
-        fields = dict(entry)
-        fields["shells"] = tuple(Shell(**shell) for shell in fields["shells"])
-        return SpeciesBasis(**fields)
+        try:
+            return SpeciesBasis(**{**entry, "shells": tuple(Shell(**shell) for shell in entry["shells"])})
+        except (KeyError, TypeError) as error:
+            raise BasisError(
+                f"species entry {entry}: {error}", expected="the fields of SpeciesBasis.to_dict"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +139,15 @@ class Basis:
         for index, s in enumerate(self.species):
             by_number.setdefault(s.number, []).append(index)
         found: dict[tuple[str, int], int] = {}
-        for label, number in set(zip(structure.labels, structure.numbers.tolist(), strict=True)):
-            if label in by_label and self.species[by_label[label]].number == number:
+        for label, number in dict.fromkeys(zip(structure.labels, structure.numbers.tolist(), strict=True)):
+            if label in by_label:
+                listed = self.species[by_label[label]].number
+                if listed != number:
+                    raise BasisError(
+                        f"an atom labelled {label!r} with Z = {number}",
+                        expected=f"Z = {listed}, as species {label!r} of the basis has",
+                        remedy="correct the label or the atomic number",
+                    )
                 found[label, number] = by_label[label]
                 continue
             candidates = by_number.get(number, [])
@@ -150,6 +171,9 @@ class Basis:
     def restricted(self, labels: Iterable[str]) -> Basis:
         """The species named in `labels` only."""
         wanted = set(labels)
+        missing = sorted(wanted - set(self.labels))
+        if missing:
+            raise BasisError(f"no species {', '.join(missing)}", expected=f"some of {', '.join(self.labels)}")
         return Basis(tuple(s for s in self.species if s.label in wanted))
 
     def merged(self, other: Basis) -> Basis:

@@ -87,10 +87,15 @@ def bloch_blocks(
     for group, block in zip(pairs.groups, channel_blocks(operator), strict=True):
         here = group.pairs
         key = pairs.row[here] * pairs.n_atoms + pairs.col[here]
-        unique, image_of = np.unique(key, return_inverse=True)
-        index = torch.as_tensor(image_of.ravel(), device=operator.device)
-        terms = torch.einsum("kp,pcab->kpcab", phases[:, here], block.to(phases.dtype))
-        summed = terms.new_zeros((len(k_frac), len(unique), *block.shape[1:])).index_add(1, index, terms)
+        # In canonical order the images of one (i, j) follow each other: O_ij(k) is a product of (n_k, n_images) phases
+        # with (n_images, elements), never an array of n_k times all pairs.
+        unique, first, image_of, count = np.unique(key, return_index=True, return_inverse=True, return_counts=True)
+        slot = np.arange(len(key)) - first[image_of]
+        index = (torch.as_tensor(image_of, device=operator.device), torch.as_tensor(slot, device=operator.device))
+        weight = phases.new_zeros((len(unique), int(count.max()), len(k_frac))).index_put(index, phases[:, here].T)
+        images = phases.new_zeros((len(unique), int(count.max()), *block.shape[1:]))
+        images = images.index_put(index, block.to(phases.dtype)).flatten(2)
+        summed = (weight.mT @ images).movedim(1, 0).reshape(len(k_frac), len(unique), *block.shape[1:])
         result[group.row_species, group.col_species] = (unique // pairs.n_atoms, unique % pairs.n_atoms, summed)
     return result
 
@@ -111,7 +116,7 @@ def bloch_dense(
         j = offsets[cols][:, None, None] + np.arange(n_col)
         index = torch.as_tensor((i * dim + j).ravel(), device=operator.device)
         flat = blocks.movedim(2, 1).reshape(len(k_frac), matrix.shape[1], -1)
-        matrix = matrix.index_copy(2, index, flat)
+        matrix.index_copy_(2, index, flat)
     return matrix.reshape(len(k_frac), -1, dim, dim)
 
 
@@ -119,6 +124,8 @@ def bloch_csr(
     operator: BlockOperator, k_frac: ArrayLike, *, gauge: Gauge = "lattice", structure: Structure | None = None
 ) -> list[scipy.sparse.csr_matrix]:
     """One CSR matrix per channel at a single k_frac (3,). The pattern is that of the pairs, the same for all k."""
+    if np.size(k_frac) != 3:
+        raise ValueError(f"k_frac of shape {np.shape(k_frac)}, expected a single k (3,)")
     offsets = _matrix_offsets(operator)
     dim = int(offsets[-1])
     parts: list[tuple[NDArray, NDArray, NDArray]] = []

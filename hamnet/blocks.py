@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from .basis import Basis
-from .errors import HamnetError
+from .errors import BasisError, HamnetError
 from .structure import frozen
 
 __all__ = ["SPIN_COMPONENTS", "BlockOperator", "Group", "Pairs"]
@@ -67,16 +67,18 @@ class Pairs:
         shift = np.asarray(shift, np.int64).reshape(-1, 3)
         n_atoms = len(species)
         if len(row) and not (0 <= min(row.min(), col.min()) and max(row.max(), col.max()) < n_atoms):
-            raise HamnetError(f"pairs name atoms up to {max(row.max(), col.max())}", expected=f"0 … {n_atoms - 1}")
+            raise HamnetError(
+                f"pairs name atoms {min(row.min(), col.min())} … {max(row.max(), col.max())}",
+                expected=f"0 … {n_atoms - 1}",
+            )
         order = _canonical_order(species, row, col, shift)
         row, col, shift = row[order], col[order], shift[order]
         partner = _partners(row, col, shift, species)
-        n_self = np.count_nonzero((row == col) & ~shift.any(axis=1))
-        if n_self != n_atoms:
-            raise HamnetError(f"{n_self} self pairs", expected=f"{n_atoms}, one (i, i, 0) for each atom")
-        return cls(
-            species, *(frozen(a, np.int64) for a in (row, col, shift, partner)), _groups(species, row, col)
-        ), order
+        lonely = np.setdiff1d(np.arange(n_atoms), row[(row == col) & ~shift.any(axis=1)])
+        if len(lonely):
+            raise HamnetError(f"no self pair (i, i, 0) of atom {lonely[0]}", expected="one for each atom")
+        row, col, shift, partner = (frozen(a, np.int64) for a in (row, col, shift, partner))
+        return cls(species, row, col, shift, partner, _groups(species, row, col)), order
 
     def __len__(self) -> int:
         return len(self.row)
@@ -95,19 +97,21 @@ class Pairs:
             np.array_equal(getattr(self, name), getattr(other, name)) for name in ("species", "row", "col", "shift")
         )
 
-    def vectors(self, cell: NDArray, positions: NDArray) -> NDArray[np.float64]:
+    def vectors(self, cell: NDArray[np.float64], positions: NDArray[np.float64]) -> NDArray[np.float64]:
         """(n_pairs, 3) Å, from the row atom to the column atom: r_j + R − r_i."""
         return positions[self.col] + self.shift @ cell - positions[self.row]
 
     def find(self, other: Pairs) -> NDArray[np.int64]:
         """(len(other),) index in self of each pair of `other`, −1 where it is missing."""
-        mine = np.column_stack([self.row, self.col, self.shift])
-        theirs = np.column_stack([other.row, other.col, other.shift])
-        _, inverse = np.unique(np.concatenate([mine, theirs]), axis=0, return_inverse=True)
-        inverse = inverse.ravel()
-        place = np.full(inverse.max(initial=-1) + 1, -1)
-        place[inverse[: len(mine)]] = np.arange(len(mine))
-        return place[inverse[len(mine) :]]
+        both = [np.concatenate([a, b]) for a, b in ((self.row, other.row), (self.col, other.col))]
+        shift = np.concatenate([self.shift, other.shift])
+        both += list((shift - shift.min(axis=0)).T)
+        # Each pair as one integer: to look up those is many times faster than rows of five.
+        keys = np.ravel_multi_index(both, [int(a.max()) + 1 for a in both])
+        mine, theirs = keys[: len(self)], keys[len(self) :]
+        order = np.argsort(mine)
+        place = order[np.minimum(np.searchsorted(mine, theirs, sorter=order), len(self) - 1)]
+        return np.where(mine[place] == theirs, place, -1)
 
 
 def _canonical_order(species: NDArray, row: NDArray, col: NDArray, shift: NDArray) -> NDArray[np.int64]:
@@ -169,6 +173,8 @@ class BlockOperator:
         object.__setattr__(self, "blocks", tuple(self.blocks))
         if len(self.blocks) != len(self.pairs.groups):
             raise ValueError(f"{len(self.blocks)} block arrays for {len(self.pairs.groups)} groups of pairs")
+        if self.pairs.species.max() >= len(self.basis):
+            raise ValueError(f"species index {self.pairs.species.max()} in a basis of {len(self.basis)} species")
         n_orbitals = self.basis.n_orbitals
         for group, block in zip(self.pairs.groups, self.blocks, strict=True):
             n_pairs = group.pairs.stop - group.pairs.start
@@ -268,6 +274,8 @@ class BlockOperator:
         """The same operator with more Pauli components, zero where they were not stored."""
         if n_spin == self.n_spin:
             return self
+        if n_spin not in SPIN_COMPONENTS:
+            raise ValueError(f"n_spin {n_spin}, expected 1, 2 or 4")
         here, there = SPIN_COMPONENTS[self.n_spin], SPIN_COMPONENTS[n_spin]
         if not set(here) <= set(there):
             raise ValueError(f"components {there} cannot hold {here}")
@@ -281,6 +289,8 @@ class BlockOperator:
 
     def with_pairs(self, pairs: Pairs) -> Self:
         """The operator on other pairs of the same atoms: zero where a pair is new, dropped where it is not listed."""
+        if not np.array_equal(pairs.species, self.pairs.species):
+            raise ValueError("pairs of other atoms; use permuted or with_basis first")
         index = self.pairs.find(pairs)
         mine = {(g.row_species, g.col_species): n for n, g in enumerate(self.pairs.groups)}
         n_orbitals = self.basis.n_orbitals
@@ -305,10 +315,14 @@ class BlockOperator:
 
     def with_basis(self, basis: Basis) -> Self:
         """The operator with its species numbered as in `basis`, which holds at least the same species."""
+        missing = [label for label in self.basis.labels if label not in basis.labels]
+        if missing:
+            raise BasisError(
+                f"no species {', '.join(missing)} among {', '.join(basis.labels)}",
+                expected="a basis with all species of the operator",
+            )
+        self.basis.merged(basis)  # raises where one label stands for two bases
         renumber = np.array([basis.labels.index(label) for label in self.basis.labels], dtype=np.int64)
-        for old, new in enumerate(renumber):
-            if basis[int(new)] != self.basis[old]:
-                self.basis.merged(basis)  # raises the error that names both bases
         # Both bases are sorted alike, so the numbers keep their order, and with it the canonical order of the pairs.
         groups = tuple(
             Group(int(renumber[g.row_species]), int(renumber[g.col_species]), g.pairs) for g in self.pairs.groups
@@ -322,6 +336,8 @@ class BlockOperator:
         Goes with :meth:`hamnet.structure.Structure.permuted`.
         """
         order = np.asarray(order, np.int64)
+        if not np.array_equal(np.sort(order), np.arange(self.pairs.n_atoms)):
+            raise ValueError(f"order {order.tolist()} is no permutation of {self.pairs.n_atoms} atoms")
         moved = np.zeros((len(order), 3), np.int64) if shifts is None else np.asarray(shifts, np.int64)
         new_of_old = np.argsort(order)
         row, col = new_of_old[self.pairs.row], new_of_old[self.pairs.col]
@@ -354,6 +370,9 @@ class BlockOperator:
         pairs, order = Pairs.build(species, row, col, shift)
         sorted_blocks = []
         for group, block in zip(pairs.groups, blocks, strict=True):
-            index = torch.as_tensor(order[group.pairs] - group.pairs.start, device=block.device)
+            place = order[group.pairs] - group.pairs.start
+            if place.min() < 0 or place.max() >= len(place):
+                raise ValueError("pairs that are not sorted by (row species, column species), as their blocks must be")
+            index = torch.as_tensor(place, device=block.device)
             sorted_blocks.append(block[index])
         return cls(basis, pairs, tuple(sorted_blocks))

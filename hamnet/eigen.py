@@ -35,16 +35,19 @@ class Eigenstates(NamedTuple):
 def generalised_eigh(h: Tensor, s: Tensor, *, vectors: bool) -> tuple[Tensor, Tensor | None]:
     """Eigenvalues (..., n), and eigenvectors (..., n, n) as columns with c† S c = 1, of H c = E S c.
 
-    By Cholesky, S = L L†: L⁻¹ H L⁻† y = E y, c = L⁻† y. Only the lower triangles are read. Raises
-    :class:`SolverError` where S is not positive definite.
+    By Cholesky, S = L L†: L⁻¹ H L⁻† y = E y, c = L⁻† y. Leading dimensions are broadcast. H and S must be Hermitian;
+    of S only the lower triangle is read. Raises :class:`SolverError` where S is not positive definite, or where
+    something is not a number.
     """
+    if not bool(torch.isfinite(h).all() & torch.isfinite(s).all()):
+        raise SolverError("a Hamiltonian or overlap with elements that are not finite", expected="numbers")
     factor, info = torch.linalg.cholesky_ex(s)
     if bool((info > 0).any()):
         smallest = float(torch.linalg.eigvalsh(s).min())
         raise SolverError(
             f"overlap matrix with smallest eigenvalue {smallest:.3g}",
             expected="a positive definite overlap",
-            remedy="check that structure, basis and overlap belong together; a linearly dependent basis also does this",
+            remedy="check that structure, basis and overlap belong together and that orbitals are linearly independent",
         )
     half = torch.linalg.solve_triangular(factor, h, upper=False)
     reduced = torch.linalg.solve_triangular(factor, half.mH, upper=False).mH
@@ -67,14 +70,15 @@ def _pencil(hamiltonian: BlockOperator, overlap: BlockOperator, k_frac: NDArray)
     h = bloch_dense(hamiltonian, k_frac)
     s = bloch_dense(overlap.with_spin(4) if hamiltonian.n_spin == 4 else overlap, k_frac)
     # Codes compute both directions of a bond apart, so the stored matrix is Hermitian to ~1e-9 only.
-    return (h + h.mH) / 2, ((s + s.mH) / 2).to(h.dtype)
+    common = torch.promote_types(h.dtype, s.dtype)
+    return ((h + h.mH) / 2).to(common), ((s + s.mH) / 2).to(h.device, common)
 
 
 def eigenstates(hamiltonian: BlockOperator, overlap: BlockOperator, k_frac: ArrayLike) -> Iterator[Eigenstates]:
     """States with vectors, in portions of k that fit into memory."""
     for portion in _batches(hamiltonian, k_frac):
         h, s = _pencil(hamiltonian, overlap, portion)
-        energies, vectors = generalised_eigh(h, s.expand_as(h), vectors=True)
+        energies, vectors = generalised_eigh(h, s, vectors=True)
         assert vectors is not None
         yield Eigenstates(energies, vectors, s)
 
@@ -84,7 +88,7 @@ def eigenvalues(hamiltonian: BlockOperator, overlap: BlockOperator, k_frac: Arra
     result = []
     for portion in _batches(hamiltonian, k_frac):
         h, s = _pencil(hamiltonian, overlap, portion)
-        result.append(generalised_eigh(h, s.expand_as(h), vectors=False)[0].cpu().numpy())
+        result.append(generalised_eigh(h, s, vectors=False)[0].detach().cpu().numpy())
     return np.concatenate(result)
 
 

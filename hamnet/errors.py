@@ -52,7 +52,6 @@ class HamnetError(Exception):
         if remedy:
             text += f". {remedy[0].upper()}{remedy[1:]}"
         super().__init__(text)
-        self._text = text
 
     def __reduce__(self):
         # Exceptions with keyword-only arguments do not survive a process pool without this.

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from .basis import Basis
 from .blocks import BlockOperator
 from .errors import HamnetError
-from .structure import Structure
+from .structure import Structure, frozen
 
 __all__ = ["Sample", "SpinKind", "mulliken"]
 
 SpinKind = Literal["none", "collinear", "vector"]
+
+_PER_ATOM = {"forces_ev_per_ang": (3,), "constraint_field_ev": (3,), "charges": (), "computed_moments": (3,)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +62,21 @@ class Sample:
     spin_orbit: bool | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        n = len(self.structure)
+        for name, shape in _PER_ATOM.items():
+            values = getattr(self, name)
+            if values is not None:
+                values = frozen(values, np.float64)
+                if values.shape != (n, *shape):
+                    raise HamnetError(f"{self.name}: {name} of shape {values.shape}", expected=f"{(n, *shape)}")
+                object.__setattr__(self, name, values)
+        for operator in (self.overlap, self.hamiltonian, self.density):
+            if operator is not None and operator.pairs.n_atoms != n:
+                raise HamnetError(
+                    f"{self.name}: an operator on {operator.pairs.n_atoms} atoms", expected=f"{n}, as in the structure"
+                )
+
     @property
     def spin(self) -> SpinKind:
         """Spin kind of the Hamiltonian."""
@@ -92,7 +109,7 @@ def mulliken(density: BlockOperator, overlap: BlockOperator) -> tuple[NDArray[np
         density.pairs.groups, density.blocks, overlap.with_pairs(density.pairs).blocks, strict=True
     ):
         # S is real and S_ji(−R) = S_ij(R)^T, so Tr ρS is an elementwise product.
-        weight = 2 * torch.einsum("nsab,nab->ns", rho, s[:, 0].to(rho.dtype)).real.cpu().numpy()
+        weight = 2 * torch.einsum("nsab,nab->ns", rho, s[:, 0].to(rho.dtype)).real.detach().cpu().numpy()
         np.add.at(by_row, density.pairs.row[group.pairs], weight)
         np.add.at(by_col, density.pairs.col[group.pairs], weight)
     mean = (by_row + by_col) / 2

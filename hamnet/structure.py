@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import StructureError
 
-__all__ = ["Structure", "frozen"]
+__all__ = ["Structure", "checked_rotation", "frozen"]
 
 _SMALLEST_VOLUME_ANG3 = 1e-3
 
@@ -20,6 +20,14 @@ def frozen(values: ArrayLike, dtype: type) -> NDArray:
     array = np.array(values, dtype=dtype, order="C")
     array.flags.writeable = False
     return array
+
+
+def checked_rotation(rotation: ArrayLike) -> tuple[NDArray[np.float64], float]:
+    """An orthogonal (3, 3) matrix and its determinant, +1 (proper) or −1 (improper)."""
+    matrix = np.asarray(rotation, dtype=np.float64)
+    if matrix.shape != (3, 3) or not np.abs(matrix @ matrix.T - np.eye(3)).max() <= 1e-9:
+        raise StructureError(f"rotation {matrix.tolist()}", expected="an orthogonal 3×3 matrix")
+    return matrix, float(np.sign(np.linalg.det(matrix)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +64,7 @@ class Structure:
         self._validate()
 
     def _validate(self) -> None:
-        n = len(self.positions)
+        n = len(self.positions) if self.positions.ndim else 0
         if self.cell.shape != (3, 3):
             raise StructureError(f"cell of shape {self.cell.shape}", expected="(3, 3), rows are lattice vectors")
         if self.positions.shape != (n, 3) or n == 0:
@@ -65,6 +73,8 @@ class Structure:
             raise StructureError(
                 f"{len(self.numbers)} atomic numbers and {len(self.labels)} labels", expected=f"{n}, one per position"
             )
+        if self.pbc.shape != (3,):
+            raise StructureError(f"pbc of shape {self.pbc.shape}", expected="three flags, one per lattice vector")
         if self.moments is not None and self.moments.shape != (n, 3):
             raise StructureError(
                 f"moments of shape {self.moments.shape}",
@@ -99,7 +109,7 @@ class Structure:
     @property
     def reciprocal_cell(self) -> NDArray[np.float64]:
         """(3, 3) 1/Å, rows b_i with a_i · b_j = 2π δ_ij."""
-        return 2 * np.pi * np.linalg.inv(self.cell).T
+        return np.asarray(np.linalg.inv(self.cell).T * (2 * np.pi), dtype=np.float64)
 
     @property
     def fractional_positions(self) -> NDArray[np.float64]:
@@ -115,13 +125,12 @@ class Structure:
         For an improper Q the lattice vectors become −Q a_i, the same lattice as a right-handed set; cell shifts then
         change sign. See :func:`hamnet.symmetry.rotate`.
         """
-        rotation = np.asarray(rotation, dtype=np.float64)
-        handedness = np.sign(np.linalg.det(rotation))
+        matrix, handedness = checked_rotation(rotation)
         return replace(
             self,
-            cell=handedness * self.cell @ rotation.T,
-            positions=self.positions @ rotation.T,
-            moments=None if self.moments is None else handedness * self.moments @ rotation.T,
+            cell=handedness * self.cell @ matrix.T,
+            positions=self.positions @ matrix.T,
+            moments=None if self.moments is None else handedness * self.moments @ matrix.T,
         )
 
     def translated(self, vector_ang: ArrayLike) -> Self:
@@ -130,6 +139,8 @@ class Structure:
     def permuted(self, order: ArrayLike, shifts: ArrayLike | None = None) -> Self:
         """Atom a of the result is atom ``order[a]`` moved by the lattice vector ``shifts[a]`` (n, 3 integers)."""
         order = np.asarray(order, dtype=np.int64)
+        if not np.array_equal(np.sort(order), np.arange(len(self))):
+            raise ValueError(f"order {order.tolist()} is no permutation of {len(self)} atoms")
         moved = np.zeros((len(order), 3)) if shifts is None else np.asarray(shifts, dtype=np.float64)
         return replace(
             self,

@@ -58,11 +58,12 @@ def tile_operator(operator: BlockOperator, matrix: ArrayLike) -> BlockOperator:
     """The same operator on the supercell of :func:`tile_structure`."""
     m, cells, n = _cells(matrix)
     pairs, n_atoms = operator.pairs, operator.pairs.n_atoms
-    place = {tuple(c): index for index, c in enumerate(cells.tolist())}
+    lowest = cells.min(axis=0)
+    place = np.full(np.ptp(cells, axis=0) + 1, -1)
+    place[tuple((cells - lowest).T)] = np.arange(n)
     # Pair (i, T) → (j, T + R): the column cell is a supercell shift and a cell inside.
     shift, rest = _fold((cells[:, None, :] + pairs.shift[None]).reshape(-1, 3), m, n)
-    unique, inverse = np.unique(rest, axis=0, return_inverse=True)
-    col_cell = np.array([place[tuple(c)] for c in unique.tolist()])[inverse.ravel()].reshape(n, -1)
+    col_cell = place[tuple((rest - lowest).T)].reshape(n, -1)
     row = pairs.row[None] + n_atoms * np.arange(n)[:, None]
     col = pairs.col[None] + n_atoms * col_cell
     shift = shift.reshape(n, -1, 3)

@@ -11,20 +11,21 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from .basis import SpeciesBasis
 from .blocks import BlockOperator
-from .errors import HamnetError
+from .errors import HamnetError, StructureError
 from .harmonics import wigner_d
-from .structure import Structure
+from .structure import Structure, checked_rotation
 
 __all__ = ["match_atoms", "orbital_rotation", "rotate", "rotate_spin", "time_reverse"]
 
 
 def orbital_rotation(species: SpeciesBasis, rotation: ArrayLike) -> Tensor:
-    """(n_orbitals, n_orbitals) float64 matrix D(Q): orbitals of the turned atom are Σ_b D_ab of the old ones."""
+    """(n_orbitals, n_orbitals) float64 matrix D(Q) of all orbitals φ of an atom: φ(Q r) = D(Q) φ(r)."""
     matrices = wigner_d(max(species.degrees), torch.as_tensor(np.asarray(rotation, dtype=np.float64)))
     return torch.block_diag(*(matrices[l] for l in species.degrees))
 
@@ -35,18 +36,15 @@ def rotate(operator: BlockOperator, rotation: ArrayLike, *, spin: bool = True) -
     O'_μ,ij = D_i O_μ,ij D_j^T, spin vector with det(Q) Q. An improper Q takes lattice vectors to −Q a (see
     ``Structure.rotated``), so cell shifts change sign; inversion is ``rotate(operator, -np.eye(3))``.
     """
-    rotation = np.asarray(rotation, dtype=np.float64)
-    if rotation.shape != (3, 3) or np.abs(rotation @ rotation.T - 1 * np.eye(3)).max() > 1e-9:
-        raise HamnetError(f"rotation {rotation.tolist()}", expected="an orthogonal 3×3 matrix")
-    handedness = float(np.sign(np.linalg.det(rotation)))
-    matrices = [orbital_rotation(s, rotation).to(operator.device) for s in operator.basis.species]
+    matrix, handedness = checked_rotation(rotation)
+    matrices = [orbital_rotation(s, matrix).to(operator.device) for s in operator.basis.species]
     blocks = []
     for group, block in zip(operator.pairs.groups, operator.blocks, strict=True):
         left, right = matrices[group.row_species].to(block.dtype), matrices[group.col_species].to(block.dtype)
         blocks.append(torch.einsum("ab,nsbc,dc->nsad", left, block, right))
     turned = replace(operator, blocks=tuple(blocks))
     if spin:
-        turned = rotate_spin(turned, handedness * rotation)
+        turned = rotate_spin(turned, handedness * matrix)
     if handedness < 0:
         pairs = operator.pairs
         turned = turned.relabelled(pairs.species, pairs.row, pairs.col, -pairs.shift)
@@ -55,20 +53,20 @@ def rotate(operator: BlockOperator, rotation: ArrayLike, *, spin: bool = True) -
 
 def rotate_spin(operator: BlockOperator, rotation: ArrayLike) -> BlockOperator:
     """Spin alone turned by the proper `rotation`: (O_x, O_y, O_z) → Q (O_x, O_y, O_z)."""
-    rotation = np.asarray(rotation, dtype=np.float64)
-    if operator.n_spin == 1 or np.array_equal(rotation, np.eye(3)):
-        return operator
-    if np.linalg.det(rotation) < 0:
+    turn, handedness = checked_rotation(rotation)
+    if handedness < 0:
         raise HamnetError("an improper rotation of spin", expected="det = +1: spin is axial and does not see inversion")
+    if operator.n_spin == 1 or np.array_equal(turn, np.eye(3)):
+        return operator
     if operator.n_spin == 2:
-        if np.abs(np.abs(rotation[2, 2]) - 1) > 1e-12:
+        if np.abs(np.abs(turn[2, 2]) - 1) > 1e-12:
             raise HamnetError(
                 "collinear operator turned away from z", expected="a vector operator", remedy="use with_spin(4) first"
             )
-        matrix = np.diag([1.0, rotation[2, 2]])
+        matrix = np.diag([1.0, turn[2, 2]])
     else:
         matrix = np.eye(4)
-        matrix[1:, 1:] = rotation
+        matrix[1:, 1:] = turn
     q = torch.as_tensor(matrix, device=operator.device)
     return operator.map(lambda block: torch.einsum("st,ntab->nsab", q.to(block.dtype), block))
 
@@ -82,20 +80,33 @@ def time_reverse(operator: BlockOperator) -> BlockOperator:
 
 def match_atoms(
     structure: Structure, target: Structure, *, tolerance_ang: float = 1e-3
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(order, shifts) such that ``structure.permuted(order, shifts)`` has the positions of `target`.
 
-    Both must have the same cell. Raises if an atom has no counterpart within the tolerance.
+    Both must have the same cell. Raises :class:`StructureError` if an atom has no counterpart of its atomic number
+    within the tolerance.
     """
+    if len(structure) != len(target):
+        raise StructureError(f"{len(structure)} and {len(target)} atoms", expected="structures of equal size")
     if np.abs(structure.cell - target.cell).max() > tolerance_ang:
-        raise HamnetError("structures with different cells", expected="the same lattice vectors")
+        raise StructureError("structures with different cells", expected="the same lattice vectors")
     inverse = np.linalg.inv(target.cell)
-    difference = (target.positions[:, None] - structure.positions[None]) @ inverse
+    here, there = structure.positions @ inverse, target.positions @ inverse
+    # Nearest in fractions, then measured in Å: atoms that match are far closer than any two others.
+    # A box a hair above 1: x − ⌊x⌋ rounds to 1 for x just below 0.
+    tree = KDTree(here - np.floor(here), boxsize=np.nextafter(1, 2))
+    order = np.asarray(tree.query(there - np.floor(there))[1], dtype=np.int64)
+    difference = there - here[order]
     shifts = np.rint(difference)
     distance = np.linalg.norm((difference - shifts) @ target.cell, axis=-1)
-    distance[target.numbers[:, None] != structure.numbers[None]] = np.inf
-    order = distance.argmin(axis=1)
-    worst = distance[np.arange(len(order)), order].max()
-    if worst > tolerance_ang or len(set(order.tolist())) != len(order):
-        raise HamnetError(f"atoms up to {worst:.3g} Å apart", expected=f"a one-to-one match within {tolerance_ang} Å")
-    return order, shifts[np.arange(len(order)), order].astype(np.int64)
+    wrong = (distance > tolerance_ang) | (structure.numbers[order] != target.numbers)
+    if wrong.any():
+        atom = int(np.argmax(wrong))
+        raise StructureError(
+            f"atom {atom} ({target.labels[atom]}) has no counterpart: the nearest is {structure.labels[order[atom]]} "
+            f"at {distance[atom]:.3g} Å",
+            expected=f"an atom of its kind within {tolerance_ang} Å",
+        )
+    if len(np.unique(order)) != len(order):
+        raise StructureError("two atoms with one counterpart", expected="a one-to-one match")
+    return order, shifts.astype(np.int64)

@@ -58,6 +58,12 @@ def main(argv: list[str] | None = None) -> int:
         # The reader of a pipe (head, less) went away: nothing is wrong with the run.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # A missing file, a full disk, a folder without permission: the system's words name the place.
+        if args.debug:
+            raise
+        print(f"hamnet {args.verb}: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":
