@@ -41,6 +41,7 @@ BANDS_LIMIT_MEV = 0.01
 """Largest deviation of an eigenvalue, unless the digits printed (or the precision stored) allow less."""
 HERMITICITY_LIMIT_MEV = 1e-3
 ELECTRONS_LIMIT = 1e-6
+BAND_ENERGY_LIMIT_EV = 1e-5
 _OVERLAP_KPOINTS = 16
 
 
@@ -127,11 +128,14 @@ def check_run(run: Run, path: str | Path) -> RunCheck:
             worst = max(worst, deviation)
             problems.extend([problem] if problem else [])
         values["bands_max_dev_meV"] = worst if np.isfinite(worst) else None
-    else:
-        missing.append("H(k): the run printed no band energies")
+    sum_agrees = _check_band_energy(run, problems)
+    if not run.references:
+        missing.append("H(k): no band energies printed" + (", but Tr ρH agrees with their sum" if sum_agrees else ""))
     _check_density(run, values, problems, missing)
 
-    compared = any(values.get(key) is not None for key in ("bands_max_dev_meV", "electrons_dev", "moments_max_dev_muB"))
+    compared = sum_agrees or any(
+        values.get(key) is not None for key in ("bands_max_dev_meV", "electrons_dev", "moments_max_dev_muB")
+    )
     if not compared and not problems:
         problems.append("nothing to compare with, so nothing is verified")
     notes = problems + ([f"not compared – {'; '.join(missing)}"] if missing else [])
@@ -161,6 +165,18 @@ def _compare_bands(run: Run, reference: BandReference) -> tuple[float, str | Non
     k, channel, state = np.unravel_index(int(deviation.argmax()), deviation.shape)
     where = f"k {k} {np.round(reference.k_frac[k], 6).tolist()}, spin {channel}, state {state}"
     return worst, f"bands differ by {worst:.3g} meV from {reference.source} ({where}), limit {limit:.2g} meV"
+
+
+def _check_band_energy(run: Run, problems: list[str]) -> bool:
+    """Whether Tr ρH of the stored H is the printed sum over occupied states; False also where it cannot be told."""
+    if run.sample.density is None or run.printed_band_energy_ev is None:
+        return False
+    pairs = zip(run.sample.density.blocks, run.stored_hamiltonian.blocks, strict=True)
+    energy = 2 * sum(float((rho.conj() * h.to(rho.dtype)).real.sum()) for rho, h in pairs)
+    if abs(energy - run.printed_band_energy_ev) <= BAND_ENERGY_LIMIT_EV:
+        return True
+    problems.append(f"Tr ρH = {energy:.6f} eV, the run printed {run.printed_band_energy_ev:.6f} eV")
+    return False
 
 
 def _check_density(run: Run, values: dict[str, Any], problems: list[str], missing: list[str]) -> None:

@@ -61,7 +61,10 @@ def _print(checks: list) -> None:
         rows.append([os.path.relpath(check.path, common), check.code or "–", verdict, scf, *measured])
     print_table(columns, rows, title=f"Runs in {common}", left=4)
     print("* or what the printed digits (or a Hamiltonian stored in single precision) allow")
+    notes: dict[str, list[str]] = {}
     for check in checks:
         if check.reason:
-            print(f"{os.path.relpath(check.path, common)}: {check.reason}")
+            notes.setdefault(check.reason, []).append(os.path.relpath(check.path, common))
+    for reason, names in notes.items():
+        print(f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}")
     print(f"{sum(check.ok for check in checks)} of {len(checks)} runs ok")

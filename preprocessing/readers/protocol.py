@@ -62,6 +62,7 @@ class Run:
     moment_precision_mub : half of the last printed digit, and a little.
     converged : whether self-consistency (or the single step that was asked for) was reached.
     convergence : one line for people: residue, steps, criterion.
+    printed_band_energy_ev : Σ f ε as printed, or None; it is Tr ρH, the one cheap test of H where no bands are printed.
     """
 
     sample: Sample
@@ -72,6 +73,7 @@ class Run:
     moment_precision_mub: float
     converged: bool
     convergence: str
+    printed_band_energy_ev: float | None = None
 
 
 class Reader(Protocol):
