@@ -15,6 +15,7 @@ __all__ = [
     "PAIR_ARRAYS",
     "SAMPLE_ARRAYS",
     "STRUCTURE_ARRAYS",
+    "TEXTS",
     "FieldSpec",
 ]
 
@@ -54,6 +55,14 @@ SAMPLE_ARRAYS = {
 }
 ARRAYS = {**STRUCTURE_ARRAYS, **SAMPLE_ARRAYS}
 """Datasets of a sample; absent where the sample has none."""
+TEXTS = {
+    "names": FieldSpec("sample", "text"),
+    "basis": FieldSpec("", "JSON"),
+    "notes": FieldSpec("", "JSON"),
+    "labels": FieldSpec("atom", "text"),
+    "provenance": FieldSpec("", "JSON"),
+}
+"""Datasets of text: the first three of the file, the others of a sample."""
 NUMBERS = ("fermi_energy_ev", "total_energy_ev", "n_electrons", "spin_orbit")
 """Attributes of a sample; absent where not known."""
 PAIR_ARRAYS = {

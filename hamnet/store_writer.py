@@ -33,6 +33,7 @@ from .store_format import (
     OPERATORS,
     PAIR_ARRAYS,
     STRUCTURE_ARRAYS,
+    TEXTS,
     FieldSpec,
 )
 
@@ -95,10 +96,9 @@ class SampleWriter:
             self._temporary.unlink(missing_ok=True)
 
     def _finish(self) -> None:
-        text = h5py.string_dtype()
-        self._file.create_dataset("names", data=list(self._names), dtype=text)
-        self._file.create_dataset("basis", data=json.dumps(self._basis.to_dict()), dtype=text)
-        self._file.create_dataset("notes", data=_json(self.notes, "notes"), dtype=text)
+        _write_text(self._file, "names", list(self._names))
+        _write_text(self._file, "basis", json.dumps(self._basis.to_dict()))
+        _write_text(self._file, "notes", _json(self.notes, "notes"))
         self._file.close()
         self._disk.check()
         os.fsync(self._disk.fileno())
@@ -115,7 +115,7 @@ class SampleWriter:
             group = self._file["samples"].create_group(f"{len(self._names):06d}")
             group.attrs["name"] = sample.name
             structure = sample.structure
-            group.create_dataset("labels", data=list(structure.labels), dtype=h5py.string_dtype())
+            _write_text(group, "labels", list(structure.labels))
             for name, spec in ARRAYS.items():
                 values = getattr(structure if name in STRUCTURE_ARRAYS else sample, name)
                 if values is not None:
@@ -123,9 +123,7 @@ class SampleWriter:
             for name in NUMBERS:
                 if getattr(sample, name) is not None:
                     group.attrs[name] = getattr(sample, name)
-            group.create_dataset(
-                "provenance", data=_json(sample.provenance, f"{sample.name}: provenance"), dtype=h5py.string_dtype()
-            )
+            _write_text(group, "provenance", _json(sample.provenance, f"{sample.name}: provenance"))
             pairs = sample.overlap.pairs
             group.attrs["pairs"] = self._write_pairs(pairs, sample.basis)
             for kind, operator in _operators_of(sample):
@@ -231,6 +229,10 @@ def _content_hash(parts: Iterable[str | NDArray]) -> str:
 
 def _describe(dataset: h5py.Dataset, spec: FieldSpec) -> None:
     dataset.attrs.update({"axes": spec.axes, "unit": spec.unit})
+
+
+def _write_text(group: Any, name: str, text: str | list[str]) -> None:
+    _describe(group.create_dataset(name, data=text, dtype=h5py.string_dtype()), TEXTS[name])
 
 
 def _write_array(group: Any, name: str, array: NDArray) -> h5py.Dataset:
