@@ -72,9 +72,18 @@ class DenseCost:
     dim: int
     memory_gb: float
 
+    @property
+    def seconds(self) -> float:
+        """Rough time with eigenvectors on one core of an ordinary machine."""
+        return self.n_k * self.n_channel * (1.6e-9 * self.dim**3 + 2e-7 * self.dim**2)
+
     def __str__(self) -> str:
         channels = f" × {self.n_channel} channels" if self.n_channel > 1 else ""
-        return f"dense diagonalisation of {self.n_k} k{channels}, dimension {self.dim}, {self.memory_gb:.2g} GB"
+        time = f"{self.seconds:.0f} s" if self.seconds < 600 else f"{self.seconds / 3600:.1f} h"
+        return (
+            f"dense diagonalisation of {self.n_k} k{channels}, dimension {self.dim}: "
+            f"{self.memory_gb:.2g} GB, about {time} on one core"
+        )
 
 
 def dense_cost(hamiltonian: BlockOperator, n_k: int, *, memory_limit_gb: float | None = None) -> DenseCost:

@@ -25,7 +25,7 @@ from .dos import DensityOfStates
 from .files import replacing
 from .kpath import KPath
 
-__all__ = ["PALETTE", "SUFFIXES", "band_figure", "dos_figure", "save_figure"]
+__all__ = ["PALETTE", "SUFFIXES", "band_figure", "check_output", "dos_figure", "save_figure"]
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 """Okabe and Ito's colours, told apart by colour-blind readers; black is kept for references."""
@@ -33,9 +33,14 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F
 SPIN_COLOURS = LinearSegmentedColormap.from_list("spin", [PALETTE[0], "#9a9a9a", PALETTE[1]])
 """Blue for −1, vermilion for +1; grey and not white between, so that unpolarised states are seen."""
 
+UP_DOWN = (PALETTE[1], PALETTE[0])
+"""Of ↑ and ↓, as the ends of the spin colours."""
+
 SUFFIXES = (".png", ".pdf", ".svg")
+_SPIN_LABELS = ("↑", "↓")
 _WIDTH_IN = 3.4
 _LABEL_PT, _TICK_PT = 8.0, 7.0
+_WIDTH_PT = 0.9
 _ZERO_LABEL = r"$E - E_\mathrm{F}$ (eV)"
 _GREEK = {"G": "Γ", "Gamma": "Γ", "Sigma": "Σ", "Delta": "Δ", "Lambda": "Λ"}
 
@@ -62,14 +67,20 @@ def band_figure(
     by_group : colour by the Mulliken weights of `bands`: the mean of the groups' colours.
     reference_ev : (n_k, n_channel, n) absolute energies at the same k, drawn in black behind the bands.
     """
+    if not _shown(bands.energies_ev.reshape(len(path), -1) - zero_ev, window_ev).any():
+        low, high = bands.energies_ev.min() - zero_ev, bands.energies_ev.max() - zero_ev
+        raise ConfigError(
+            f"energy window {window_ev[0]:g} … {window_ev[1]:g} eV without a band",
+            expected=f"a window, lower end first, that meets the bands from {low:.2f} to {high:.2f} eV",
+        )
     figure = Figure(figsize=(_WIDTH_IN, 2.9), layout="constrained")
     axes = figure.add_subplot()
     handles: list[Line2D] = []
     if reference_ev is not None:
         # Wider than the bands in front of it: where both agree, a black rim stays.
         for channel in range(reference_ev.shape[1]):
-            _lines(axes, path, reference_ev[:, channel] - zero_ev, window_ev, colour="black", width=1.9, order=1)
-        handles.append(Line2D([], [], color="black", lw=1.9, label=reference_label))
+            _lines(axes, path, reference_ev[:, channel] - zero_ev, window_ev, colour="black", width=1.5, order=1)
+        handles.append(Line2D([], [], color="black", lw=1.5, label=reference_label))
     if spin_axis is not None:
         _colour_by_spin(figure, axes, path, bands, spin_axis, zero_ev, window_ev)
         if handles:
@@ -88,14 +99,15 @@ def _plain(
     axes: Axes, path: KPath, bands: Bands, zero_ev: float, window_ev: tuple[float, float], label: str | None
 ) -> list[Line2D]:
     n_channel = bands.energies_ev.shape[1]
+    colours = UP_DOWN if n_channel == 2 else PALETTE
     handles = []
     for channel in range(n_channel):
         style = "solid" if channel == 0 else (0, (3, 1.2))
         name = label if n_channel == 1 else " ".join(filter(None, (label, "↑↓"[channel])))
         relative = bands.energies_ev[:, channel] - zero_ev
-        _lines(axes, path, relative, window_ev, colour=PALETTE[channel], width=0.8, order=3, style=style)
+        _lines(axes, path, relative, window_ev, colour=colours[channel], width=_WIDTH_PT, order=3, style=style)
         if name:
-            handles.append(Line2D([], [], color=PALETTE[channel], lw=1.0, ls=style, label=name))
+            handles.append(Line2D([], [], color=colours[channel], lw=1.0, ls=style, label=name))
     return handles
 
 
@@ -116,7 +128,7 @@ def _colour_by_spin(
         segments, means = _segments(
             path, bands.energies_ev[:, channel] - zero_ev, bands.spin[:, channel, :, axis, None], window_ev
         )
-        collection = LineCollection(list(segments), cmap=SPIN_COLOURS, norm=scale, linewidths=1.1, zorder=3)
+        collection = LineCollection(list(segments), cmap=SPIN_COLOURS, norm=scale, linewidths=_WIDTH_PT, zorder=3)
         collection.set_array(means[:, 0])
         collection.set_capstyle("round")
         axes.add_collection(collection)
@@ -141,7 +153,9 @@ def _colour_by_group(
         mixed = (shares / np.maximum(shares.sum(axis=1, keepdims=True), 1e-12)) @ palette
         style = "solid" if channel == 0 else (0, (3, 1.2))
         axes.add_collection(
-            LineCollection(list(segments), colors=np.clip(mixed, 0, 1), linewidths=1.1, linestyles=style, zorder=3)
+            LineCollection(
+                list(segments), colors=np.clip(mixed, 0, 1), linewidths=_WIDTH_PT, linestyles=style, zorder=3
+            )
         )
     return [
         Line2D([], [], color=colour, lw=1.5, label=group) for colour, group in zip(colours, bands.groups, strict=True)
@@ -211,37 +225,44 @@ def dos_figure(
     label: str = "total",
     reference: DensityOfStates | None = None,
     reference_label: str = "reference",
-    mark_zero: bool = True,
 ) -> Figure:
     """Density of states over energy; ↓ of a collinear state, and the second of two spin projections, point down."""
     figure = Figure(figsize=(_WIDTH_IN, 2.3), layout="constrained")
     axes = figure.add_subplot()
-    mirrored = len(dos.total) == 2 or dos.labels == ("↑", "↓")
+    spin = dos.labels == _SPIN_LABELS
     handles: list[Line2D] = []
     if reference is not None:
         for curve in _halves(reference):
-            axes.plot(reference.energies_ev - zero_ev, curve, color="black", lw=1.7, zorder=2)
-        handles.append(Line2D([], [], color="black", lw=1.7, label=reference_label))
+            axes.plot(reference.energies_ev - zero_ev, curve, color="black", lw=1.5, zorder=2)
+        handles.append(Line2D([], [], color="black", lw=1.5, label=reference_label))
     x = dos.energies_ev - zero_ev
-    spin = dos.labels == ("↑", "↓")
-    for curve in _halves(dos):
-        if not spin and len(dos.labels):
+    halves = _halves(dos)
+    colours = UP_DOWN if len(halves) == 2 else PALETTE
+    if len(dos.labels) and not spin:
+        for curve in halves:
             axes.fill_between(x, curve, color="0.88", lw=0, zorder=1)
-        axes.plot(x, curve, color=PALETTE[0] if not len(dos.labels) else "0.45", lw=0.8, zorder=3)
-    if not (spin and len(dos.total) == 1):
-        handles.append(Line2D([], [], color=PALETTE[0] if not len(dos.labels) else "0.45", lw=0.9, label=label))
-    for number, (name, values) in enumerate(zip(dos.labels, dos.projected, strict=True)):
-        colour = _colours(len(dos.labels))[number]
-        for channel, curve in enumerate(values):
-            down = channel == 1 or (spin and len(dos.total) == 1 and number == 1)
-            axes.plot(x, -curve if down else curve, color=colour, lw=0.9, zorder=4)
-        handles.append(Line2D([], [], color=colour, lw=1.2, label=name))
-    axes.set_xlim(float(x[0]), float(x[-1]))
-    _dos_height(axes, mirrored)
+            axes.plot(x, curve, color="0.45", lw=0.7, zorder=3)
+        handles.append(Line2D([], [], color="0.45", lw=0.9, label=label))
+        for name, colour, values in zip(dos.labels, _colours(len(dos.labels)), dos.projected, strict=True):
+            for sign, curve in zip((1, -1), values, strict=False):
+                axes.plot(x, sign * curve, color=colour, lw=_WIDTH_PT, zorder=4)
+            handles.append(Line2D([], [], color=colour, lw=1.2, label=name))
+    else:
+        for curve, colour, arrow in zip(halves, colours, _SPIN_LABELS, strict=False):
+            axes.plot(x, curve, color=colour, lw=_WIDTH_PT, zorder=3)
+            name = arrow if len(halves) == 2 else label
+            if len(halves) == 2 and reference is not None:
+                name = f"{label} {arrow}"
+            handles.append(Line2D([], [], color=colour, lw=1.2, label=name))
+    axes.set_xlim(float(x[0]) - dos.step_ev / 2, float(x[-1]) + dos.step_ev / 2)
+    if len(halves) == 2:
+        axes.axhline(0, color="0.2", lw=0.5, zorder=5)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
+    else:
+        axes.set_ylim(0, None)
     axes.set_xlabel(_ZERO_LABEL, fontsize=_LABEL_PT)
     axes.set_ylabel("DOS (states/eV per cell)", fontsize=_LABEL_PT)
-    if mark_zero:
-        axes.axvline(0, color="0.4", lw=0.6, ls=(0, (4, 3)), zorder=0)
+    axes.axvline(0, color="0.4", lw=0.6, ls=(0, (4, 3)), zorder=0)
     _frame(axes)
     if len(handles) > 1:
         _legend(figure, handles)
@@ -252,19 +273,9 @@ def _halves(dos: DensityOfStates) -> list[NDArray]:
     """Curves of the total: ↓ channels, and ↓ projections of a spinor, turned down."""
     if len(dos.total) == 2:
         return [dos.total[0], -dos.total[1]]
-    if dos.labels == ("↑", "↓"):
+    if dos.labels == _SPIN_LABELS:
         return [dos.projected[0, 0], -dos.projected[1, 0]]
     return [dos.total[0]]
-
-
-def _dos_height(axes: Axes, mirrored: bool) -> None:
-    if mirrored:
-        axes.axhline(0, color="0.2", lw=0.5, zorder=5)
-        height = max(abs(edge) for edge in axes.get_ylim())
-        axes.set_ylim(-height, height)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
-    else:
-        axes.set_ylim(0, None)
 
 
 def _colours(n: int) -> list[str]:
@@ -306,14 +317,25 @@ def _pretty(label: str) -> str:
     return "|".join(one(name) for name in label.split("|"))
 
 
+def check_output(path: str | Path) -> Path:
+    """The path, if a figure can be written there: known suffix, folder exists. For a look before long work.
+
+    Raises :class:`ConfigError`.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"figure {path.name!r}", expected=f"a name that ends with one of {', '.join(SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise ConfigError("no such folder", expected="a folder that exists", path=path.parent)
+    return path
+
+
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a PNG (300 dpi), PDF or SVG, by suffix; fonts of a PDF are embedded as text.
 
     Raises :class:`ConfigError` for another suffix or a place that cannot be written.
     """
-    path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"figure {path.name!r}", expected=f"a name that ends with one of {', '.join(SUFFIXES)}")
+    path = check_output(path)
     # No date inside: the same numbers give the same file.
     metadata = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}[path.suffix.lower()]
     with replacing(path) as temporary, rc_context({"pdf.fonttype": 42, "svg.hashsalt": "hamnet"}):

@@ -1,0 +1,129 @@
+"""``hamnet dos``: density of states of a sample or a DFT run, as a figure with its numbers.
+
+Keys of ``--json``: sample, figure, data (files), fermi_energy_eV (absolute; zero of the figure), fermi_source (given,
+run, counted), counted_fermi_energy_eV (on this mesh), n_electrons, gap_eV, direct_gap_eV, vbm_eV, cbm_eV (null for a
+metal), mesh, method, width_eV, window_eV, n_states (per cell), dos_integral (states in the window),
+states_below_fermi, dos_at_fermi_per_eV (linear tetrahedra), overlay_mean_abs_states_per_eV.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import spectrum
+
+if TYPE_CHECKING:
+    from postprocess.dos import DensityOfStates
+
+    from .sources import Source
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    spectrum.add_source_arguments(parser)
+    parser.add_argument(
+        "--method",
+        choices=["tetrahedron", "gaussian"],
+        default="tetrahedron",
+        help="linear tetrahedra or a Gaussian for each level (%(default)s)",
+    )
+    parser.add_argument(
+        "--width", type=float, default=0.05, metavar="EV", help="standard deviation of the Gaussian, eV (%(default)g)"
+    )
+    parser.add_argument(
+        "--project",
+        choices=["none", "species", "shell", "atom", *spectrum.AXES],
+        default="none",
+        help="share of orbitals (Mulliken) or of a spin direction (%(default)s)",
+    )
+    parser.add_argument("--points", type=int, default=1000, metavar="N", help="energies in the window (%(default)s)")
+    spectrum.add_zero_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from postprocess.dos import number_of_states, tetrahedron_density
+    from postprocess.fermi import fermi_level
+    from postprocess.plotting import check_output, dos_figure, save_figure
+    from postprocess.tables import write_dos
+
+    from .sources import hamiltonian_of, load_source
+
+    check_output(args.output)
+    source = load_source(args.file, args.sample, stored=args.stored)
+    other = spectrum.load_overlay(args)
+    hamiltonian = hamiltonian_of(source)
+    spectrum.color_of(args.project, hamiltonian.n_spin)  # refuses a spin direction that H has not
+    mesh = spectrum.mesh_of(args, source)
+    bands = spectrum.solve(
+        "mesh",
+        hamiltonian,
+        source.sample.overlap,
+        mesh.k_frac,
+        spin=args.project in spectrum.AXES,
+        grouping=spectrum.grouping_of(args.project, hamiltonian),
+    )
+    electrons = spectrum.electrons_of(args, source)
+    level = fermi_level(bands, electrons, temperature_k=args.temperature) if electrons else None
+    zero = spectrum.zero_of(args, source, level)
+    dos = _dos(args, source, bands, mesh, zero.energy_ev)
+    reference = None
+    if other is not None:
+        theirs = spectrum.solve(
+            "overlay",
+            hamiltonian_of(other),
+            other.sample.overlap,
+            mesh.k_frac,
+            spin=bands.spin is not None and hamiltonian_of(other).n_spin > 1,
+        )
+        reference = _dos(args, other, theirs, mesh, zero.energy_ev)
+    figure = dos_figure(
+        dos,
+        zero_ev=zero.energy_ev,
+        label=source.sample.name if reference is not None else "total",
+        reference=reference,
+        reference_label="" if other is None else other.sample.name,
+    )
+    save_figure(figure, args.output)
+    data = write_dos(args.output, dos, zero_ev=zero.energy_ev)
+    cell = source.sample.structure.reciprocal_cell
+    below = number_of_states(bands, mesh, cell, zero.energy_ev, method=args.method, width_ev=args.width)
+    result: dict[str, Any] = {
+        **spectrum.report(args, source, zero, level, data),
+        "counted_fermi_energy_eV": None if level is None else level.energy_ev,
+        "mesh": mesh.size,
+        "method": args.method,
+        "width_eV": dos.width_ev,
+        "window_eV": args.window,
+        "n_states": bands.n_states,
+        "dos_integral": dos.integral,
+        "states_below_fermi": float(below.sum()),
+        "dos_at_fermi_per_eV": tetrahedron_density(bands, mesh, cell, zero.energy_ev),
+        "overlay_mean_abs_states_per_eV": None
+        if reference is None
+        else float(np.abs(dos.total.sum(axis=0) - reference.total.sum(axis=0)).mean()),
+    }
+    spectrum.print_report(args, result, f"{' × '.join(map(str, mesh.size))} k, {args.method}")
+    return 0
+
+
+def _dos(args: argparse.Namespace, source: Source, bands, mesh, zero_ev: float) -> DensityOfStates:
+    from postprocess.dos import density_of_states, spin_weights
+
+    shares, labels = None, ()
+    if bands.spin is not None:
+        shares, labels = spin_weights(bands, np.eye(3)[spectrum.AXES[args.project]])
+    return density_of_states(
+        bands,
+        mesh,
+        source.sample.structure.reciprocal_cell,
+        window_ev=(zero_ev + args.window[0], zero_ev + args.window[1]),
+        n_points=args.points,
+        method=args.method,
+        width_ev=args.width,
+        weights=shares,
+        labels=labels,
+    )
