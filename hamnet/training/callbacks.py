@@ -1,0 +1,126 @@
+"""Checkpoints that survive a killed job, and the record of a run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+__all__ = ["AtomicCheckpointIO", "History", "Reporter", "checkpoints", "write_text"]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    _write(path, lambda file: file.write(text.encode()))
+
+
+def _write(path: Path, fill: Callable[[Any], object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints appear under their name when they are complete: a killed job leaves the one before."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        _write(Path(path), lambda file: torch.save(checkpoint, file))
+
+
+def checkpoints(folder: Path, *, every_n_epochs: int) -> list[Callback]:
+    """``last.ckpt`` after every n-th epoch, ``best.ckpt`` after the best validation; each replaces itself."""
+    common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "auto_insert_metric_name": False}
+    return [
+        ModelCheckpoint(**common, filename="best", monitor="val_mae_meV", mode="min", save_top_k=1),
+        ModelCheckpoint(
+            **common, filename="last", save_top_k=1, every_n_epochs=every_n_epochs, save_on_train_epoch_end=True
+        ),
+    ]
+
+
+class History(Callback):
+    """``history.csv``: one line for each epoch. A resumed run drops the lines after its checkpoint and goes on."""
+
+    FIELDS = (
+        "epoch",
+        "step",
+        "elapsed_s",
+        "learning_rate",
+        "train_loss",
+        "val_mae_meV",
+        "val_mae_spin_free_meV",
+        "val_mae_exchange_meV",
+        "val_mae_soc_meV",
+        "val_mae_spinor_meV",
+    )
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        rows: list[dict[str, str]] = []
+        if self.path.exists():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                rows = [
+                    row for row in csv.DictReader(file) if row["epoch"] and int(row["epoch"]) < trainer.current_epoch
+                ]
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.path, text.getvalue())
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        metrics = trainer.callback_metrics
+        row: dict[str, Any] = {
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "elapsed_s": f"{pl_module.time_spent_s:.3f}",
+            "learning_rate": repr(trainer.optimizers[0].param_groups[0]["lr"]),
+        }
+        validated = not (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) or trainer.should_stop
+        for name in self.FIELDS[4:]:
+            if name in metrics and (validated or name == "train_loss"):
+                row[name] = repr(float(metrics[name]))
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.FIELDS, lineterminator="\n").writerow(row)
+
+
+class Reporter(Callback):
+    """Lines for a log file: at most one in `interval_s` seconds."""
+
+    def __init__(self, write: Callable[[str], None], interval_s: float = 15.0) -> None:
+        self.write, self.interval_s = write, interval_s
+        self._last = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if time.monotonic() - self._last < self.interval_s and pl_module.done < 1:
+            return
+        self._last = time.monotonic()
+        metrics = trainer.callback_metrics
+        validation = f", validation {float(metrics['val_mae_meV']):.4f} meV" if "val_mae_meV" in metrics else ""
+        self.write(
+            f"epoch {trainer.current_epoch + 1}, {pl_module.time_spent_s:.0f} s ({pl_module.done:.0%}): "
+            f"loss {float(metrics['train_loss']):.4f}{validation}"
+        )

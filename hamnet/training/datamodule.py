@@ -1,0 +1,121 @@
+"""Loaders: prepared crystals, kept in memory where they fit, read again where they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import lightning
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from hamnet.basis import Basis
+from hamnet.models.graph import Graph
+from hamnet.models.irreps import Mode
+
+from .batches import Batch, join_batches, map_tensors, prepare
+from .config import TrainConfig
+from .samples import SampleList
+
+__all__ = ["CrystalData", "CrystalDataset", "EpochOrder"]
+
+
+class CrystalDataset(Dataset):
+    """Samples as batches of one crystal.
+
+    keep_bytes : prepared crystals are kept until they fill this much memory; the others are read each time.
+    """
+
+    def __init__(
+        self,
+        samples: SampleList,
+        basis: Basis,
+        mode: Mode,
+        cutoff_ang: float,
+        dtype: torch.dtype,
+        *,
+        keep_bytes: float,
+    ) -> None:
+        self.samples, self.basis, self.mode = samples, basis, mode
+        self.cutoff_ang, self.dtype = cutoff_ang, dtype
+        self._room = keep_bytes
+        self._kept: dict[int, Batch] = {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Batch:
+        if index in self._kept:
+            return self._kept[index]
+        hamiltonian = self.samples.operator(index, "hamiltonian", self.basis)
+        graph = Graph.build(
+            [self.samples.structure(index)], [hamiltonian.pairs], self.basis, self.cutoff_ang, dtype=self.dtype
+        )
+        batch = prepare(graph, hamiltonian, self.mode)
+        if batch.n_bytes <= self._room:
+            self._kept[index] = batch
+            self._room -= batch.n_bytes
+        return batch
+
+
+class EpochOrder(Sampler):
+    """A new order in each epoch, a function of (seed, epoch) alone: a resumed run goes on as if never stopped."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return iter(torch.randperm(self.length, generator=generator).tolist())
+
+
+class CrystalData(lightning.LightningDataModule):
+    """Loaders of the training and validation samples."""
+
+    def __init__(
+        self,
+        train: SampleList,
+        validation: SampleList,
+        config: TrainConfig,
+        *,
+        basis: Basis,
+        mode: Mode,
+        cutoff_ang: float,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        room = {"auto": config.data.cache_gb * 2**30, "memory": float("inf"), "none": 0.0}[config.data.cache]
+        share = len(train) / (len(train) + len(validation))
+        self.train, self.validation = (
+            CrystalDataset(samples, basis, mode, cutoff_ang, dtype, keep_bytes=room * part)
+            for samples, part in ((train, share), (validation, 1 - share))
+        )
+
+    def _loader(self, dataset: CrystalDataset, sampler: Sampler | None) -> DataLoader:
+        workers = self.config.data.workers
+        return DataLoader(
+            dataset,
+            batch_size=self.config.training.batch_size,
+            sampler=sampler,
+            collate_fn=join_batches,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            # Forked workers would inherit threads of the parent that hold locks.
+            multiprocessing_context="spawn" if workers else None,
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader(self.train, EpochOrder(len(self.train), self.config.training.seed))
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(self.validation, None)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))

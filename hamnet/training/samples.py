@@ -1,0 +1,201 @@
+"""The samples that a configuration selects, read from their sets one at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hamnet.basis import Basis
+from hamnet.blocks import BlockOperator, Group, Pairs
+from hamnet.errors import ConfigError, ModelError
+from hamnet.sample import Sample
+from hamnet.store import SampleSet
+from hamnet.structure import Structure, frozen
+
+from .config import Selection
+
+__all__ = ["SampleList", "renumbered", "select", "split"]
+
+
+class SampleList:
+    """Samples of one or several sets; nothing but names is kept in memory. Can be sent to other processes.
+
+    places : (path of the set, name of the sample) of each.
+    """
+
+    def __init__(self, places: Sequence[tuple[str, str]]) -> None:
+        self.places = tuple(places)
+        self._sets: dict[str, SampleSet] = {}
+
+    def __reduce__(self):
+        return (type(self), (self.places,))
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def _of(self, index: int) -> tuple[SampleSet, str]:
+        path, name = self.places[index]
+        if path not in self._sets:
+            self._sets[path] = SampleSet(path)
+        return self._sets[path], name
+
+    def name(self, index: int) -> str:
+        return self.places[index][1]
+
+    def structure(self, index: int) -> Structure:
+        source, name = self._of(index)
+        return source.structure(name)
+
+    def structures(self) -> Iterator[Structure]:
+        return (self.structure(index) for index in range(len(self)))
+
+    def provenance(self, index: int) -> dict[str, Any]:
+        source, name = self._of(index)
+        return source.provenance(name)
+
+    def spin_orbit(self, index: int) -> bool | None:
+        source, name = self._of(index)
+        value = source.group(name).attrs.get("spin_orbit")
+        return None if value is None else bool(value)
+
+    def basis(self, index: int) -> Basis:
+        """The species that occur in the sample."""
+        source, name = self._of(index)
+        return source.basis_of(name)
+
+    def n_spin(self, index: int) -> int:
+        """Pauli components of the Hamiltonian. Raises :class:`ConfigError` where there is none."""
+        source, name = self._of(index)
+        if "hamiltonian" not in source.group(name).attrs:
+            raise ConfigError(
+                f"sample {name!r} has no Hamiltonian",
+                expected="samples with H to learn from",
+                remedy="leave it out with `exclude`",
+                path=source.path,
+            )
+        label = source.basis_of(name)[0].label
+        return source.blocks(name, "hamiltonian", label, label, slice(0, 1)).shape[1]
+
+    def pairs(self, index: int, basis: Basis) -> Pairs:
+        """Pairs with species numbered as in `basis`."""
+        source, name = self._of(index)
+        return renumbered(source.pairs(name), source.basis, basis)
+
+    def operator(self, index: int, kind: str, basis: Basis) -> BlockOperator:
+        """H (or another operator of the set), species numbered as in `basis`; no other operator is read."""
+        source, name = self._of(index)
+        pairs = self.pairs(index, basis)
+        labels = basis.labels
+        blocks = [
+            torch.from_numpy(source.blocks(name, kind, labels[g.row_species], labels[g.col_species]))
+            for g in pairs.groups
+        ]
+        return BlockOperator(basis, pairs, tuple(blocks))
+
+    def sample(self, index: int, basis: Basis) -> Sample:
+        """Structure, S and H, species numbered as in `basis`."""
+        source, name = self._of(index)
+        overlap, hamiltonian = (self.operator(index, kind, basis) for kind in ("overlap", "hamiltonian"))
+        return Sample(
+            name,
+            source.structure(name),
+            basis,
+            overlap,
+            hamiltonian,
+            spin_orbit=self.spin_orbit(index),
+            provenance=source.provenance(name),
+        )
+
+    def checksum(self) -> str:
+        """SHA-256 over the names and the sources (or, failing these, structures) of all samples."""
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            source = self.provenance(index).get("checksum")
+            structure = self.structure(index)
+            digest.update(f"{self.name(index)} {source}".encode())
+            for array in (structure.cell, structure.positions, structure.numbers, structure.moments):
+                digest.update(b"none" if array is None else array.tobytes())
+        return digest.hexdigest()
+
+
+def renumbered(pairs: Pairs, old: Basis, new: Basis) -> Pairs:
+    """`pairs` with species numbered as in `new`, which must hold, unchanged, those that occur."""
+    place = np.full(len(old), -1, dtype=np.int64)
+    for index in np.unique(pairs.species).tolist():
+        species = old[index]
+        if species.label not in new.labels:
+            raise ModelError(
+                f"species {species.label!r}",
+                expected=f"one of {', '.join(new.labels)}",
+                remedy="use a model that was trained with this species",
+            )
+        place[index] = new.labels.index(species.label)
+        if new[int(place[index])] != species:
+            Basis((species,)).merged(new)  # raises the error that shows both bases
+    if np.array_equal(place[pairs.species], pairs.species):
+        return pairs
+    # Both bases are sorted alike, so the canonical order of the pairs stays.
+    groups = tuple(Group(int(place[g.row_species]), int(place[g.col_species]), g.pairs) for g in pairs.groups)
+    return replace(pairs, species=frozen(place[pairs.species], np.int64), groups=groups)
+
+
+def select(selections: Sequence[Selection], *, seed: int, key: str) -> SampleList:
+    """The samples that `selections` name, in the order of their sets. `key` names the configuration's key in errors.
+
+    Raises :class:`ConfigError` where a selection is empty or a sample is chosen twice.
+    """
+    places: list[tuple[str, str]] = []
+    for number, selection in enumerate(selections):
+        with SampleSet(selection.path) as source:
+            names = source.names
+        chosen = [n for n in names if _matches(n, selection.names) and not _matches(n, selection.exclude)]
+        for pattern in (*selection.names, *selection.exclude):
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ConfigError(
+                    f"no sample fits {pattern!r} of [data] {key}",
+                    expected=f"names like {', '.join(names[:4])}{' …' if len(names) > 4 else ''}",
+                    path=selection.path,
+                )
+        if selection.fraction < 1:
+            order = np.random.default_rng([seed, number]).permutation(len(chosen))
+            keep = set(order[: max(1, round(selection.fraction * len(chosen)))].tolist())
+            chosen = [name for index, name in enumerate(chosen) if index in keep]
+        if not chosen:
+            raise ConfigError(
+                f"[data] {key} selects no sample",
+                expected="at least one",
+                remedy="see `names` and `exclude`",
+                path=selection.path,
+            )
+        places += [(str(Path(selection.path)), name) for name in chosen]
+    if len(set(places)) != len(places):
+        double = next(place for place in places if places.count(place) > 1)
+        raise ConfigError(
+            f"sample {double[1]!r} is selected twice by [data] {key}", expected="each sample once", path=double[0]
+        )
+    return SampleList(places)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def split(samples: SampleList, fraction: float, *, seed: int) -> tuple[SampleList, SampleList]:
+    """(rest, held back): a `fraction` of the samples, at least one, drawn with `seed`."""
+    n_held = max(1, round(fraction * len(samples)))
+    if n_held >= len(samples):
+        raise ConfigError(
+            f"validation_fraction = {fraction} of {len(samples)} samples leaves none to learn from",
+            expected="at least one training sample",
+            remedy="add samples, or give a validation set",
+        )
+    held = set(np.random.default_rng([seed, 1]).permutation(len(samples))[:n_held].tolist())
+    places = list(enumerate(samples.places))
+    return SampleList([p for i, p in places if i not in held]), SampleList([p for i, p in places if i in held])
