@@ -62,7 +62,7 @@ def checkpoints(folder: Path, *, every_n_epochs: int) -> list[Callback]:
 class History(Callback):
     """``history.csv``: one line for each epoch. A resumed run drops the lines after its checkpoint and goes on."""
 
-    FIELDS = (
+    FIELDS: tuple[str, ...] = (
         "epoch",
         "step",
         "elapsed_s",
@@ -82,9 +82,7 @@ class History(Callback):
         rows: list[dict[str, str]] = []
         if self.path.exists():
             with self.path.open(newline="", encoding="utf-8") as file:
-                rows = [
-                    row for row in csv.DictReader(file) if row["epoch"] and int(row["epoch"]) < trainer.current_epoch
-                ]
+                rows = [row for row in csv.DictReader(file) if int(row["epoch"] or 0) < trainer.current_epoch]
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self.FIELDS, lineterminator="\n")
         writer.writeheader()

@@ -35,7 +35,8 @@ class CrystalDataset(Dataset):
         *,
         keep_bytes: float,
     ) -> None:
-        self.samples, self.basis, self.mode = samples, basis, mode
+        self.samples, self.basis = samples, basis
+        self.mode: Mode = mode
         self.cutoff_ang, self.dtype = cutoff_ang, dtype
         self._room = keep_bytes
         self._kept: dict[int, Batch] = {}

@@ -40,7 +40,7 @@ def _pseudo_huber(difference: Tensor, delta: float) -> Tensor:
 LOSSES: Mapping[str, Loss] = MappingProxyType(
     {"mae": _mae, "mse": _mse, "huber": _huber, "pseudo-huber": _pseudo_huber}
 )
-"""What a configuration may ask for. ``huber`` is |x| − δ/2 beyond δ and x²/2δ below; ``pseudo-huber`` √(x² + δ²) − δ."""
+"""What a configuration may ask for. ``huber``: |x| − δ/2 beyond δ and x²/2δ below; ``pseudo-huber``: √(x² + δ²) − δ."""
 
 
 def part_weights(mode: Mode, spin_free: float, exchange: float, soc: float) -> Tensor:

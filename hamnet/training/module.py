@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hamnet.errors import ModelError
 from hamnet.models.hamiltonian import HamiltonianModel
+from hamnet.models.irreps import Mode
 from hamnet.models.readout import blocks_from_parts
 from hamnet.units import MEV_PER_EV
 
@@ -36,11 +37,13 @@ class TrainingModule(lightning.LightningModule):
     identity : JSON values that stand in each checkpoint and say which run it belongs to.
     """
 
+    part_weights: Tensor
+
     def __init__(self, model: HamiltonianModel, config: TrainConfig, *, identity: dict[str, Any]) -> None:
         super().__init__()
         self.model, self.config, self.identity = model, config, identity
         training, optimiser = config.training, config.optimiser
-        self.mode = model.config.mode
+        self.mode: Mode = model.config.mode
         weights = part_weights(self.mode, training.spin_free_weight, training.exchange_weight, training.soc_weight)
         self.register_buffer("part_weights", weights.to(next(model.parameters()).dtype), persistent=False)
         self.average = [p.detach().clone() for p in model.parameters()]
@@ -127,12 +130,10 @@ class TrainingModule(lightning.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.n_averaged += 1
+        # Early on the average forgets faster, so that the random start does not linger in it.
         decay = min(self.config.optimiser.ema_decay, self.n_averaged / (self.n_averaged + 10))
-        parameters = [p.detach() for p in self.model.parameters()]
-        if self.config.optimiser.ema_decay == 0:
-            torch._foreach_copy_(self.average, parameters)
-        else:
-            torch._foreach_lerp_(self.average, parameters, 1 - decay)
+        for average, parameter in zip(self.average, self.model.parameters(), strict=True):
+            average.lerp_(parameter.detach(), 1 - decay)
         if self.config.training.max_minutes and self.done >= 1:
             self.trainer.should_stop = True
 

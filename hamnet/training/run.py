@@ -136,7 +136,7 @@ class _Data:
                 raise ConfigError(
                     f"sample {both[0][1]!r} is in train and in {key}",
                     expected="samples of which the model has not seen the answer",
-                    remedy=f"take it out of one with `exclude`{f' ({len(both)} such samples)' if len(both) > 1 else ''}",
+                    remedy=f"take such samples ({len(both)} in all) out of one of the two with `exclude`",
                     path=both[0][0],
                 )
         facts = survey(train)
@@ -218,7 +218,7 @@ def _prepare_model(config: TrainConfig, data: _Data) -> tuple[HamiltonianModel, 
     basis, section = data.survey.basis, config.model
     mode = choose_mode(section.mode, data.survey.trained_on)
     magnetic, because = choose_magnetic(section.magnetic, mode, data.survey)
-    measured = {"mode": mode}
+    measured: dict[str, Any] = {"mode": mode}
     cutoff = section.model_config(**measured).cutoff_ang
     if "mean_neighbours" not in section.settings:
         measured["mean_neighbours"] = mean_neighbours(data.train.structures(), cutoff)
