@@ -189,7 +189,8 @@ def _density(files: RunFiles, matrices: SiestaMatrices, layout: BlockLayout, not
             )
     elif columns is None:
         return None
-    notes.choose("density", path.name if path else f"{files.label}.nc", "density matrix of the last step")
+    part = "; real part only, as SIESTA keeps it without spin–orbit coupling" if n_spin == 4 else ""
+    notes.choose("density", path.name if path else f"{files.label}.nc", f"density matrix of the last step{part}")
     return layout.operator(density_pauli(columns), path or files.folder)
 
 

@@ -46,7 +46,11 @@ def hamiltonian_pauli(columns: NDArray[np.float64]) -> NDArray:
 
 
 def density_pauli(columns: NDArray[np.float64]) -> NDArray:
-    """Pauli components of ρ_ij(R) from DM as stored, (n_spin, nnz). Unpolarised: ρ_0 is half of what is stored."""
+    """Pauli components of ρ_ij(R) from DM as stored, (n_spin, nnz). Unpolarised: ρ_0 is half of what is stored.
+
+    Without spin–orbit coupling the files hold Re ρ_μ only. Im ρ_xyz, which non-collinear states have (spin currents,
+    up to 0.01), is lost; no operator with real components sees it.
+    """
     d = columns
     if len(d) == 1:
         return d / 2
