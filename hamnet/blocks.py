@@ -289,6 +289,8 @@ class BlockOperator:
 
     def with_pairs(self, pairs: Pairs) -> Self:
         """The operator on other pairs of the same atoms: zero where a pair is new, dropped where it is not listed."""
+        if pairs is self.pairs:
+            return self
         if not np.array_equal(pairs.species, self.pairs.species):
             raise ValueError("pairs of other atoms; use permuted or with_basis first")
         index = self.pairs.find(pairs)

@@ -8,7 +8,10 @@ the run.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from hashlib import sha256
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +24,13 @@ from hamnet.errors import ReaderError, StructureError
 from hamnet.sample import Sample, mulliken
 from hamnet.structure import Structure, frozen
 
-from .compressed import files_ending, logical_name
-from .openmx_blocks import BlockLayout, pauli_rows, vector_rows
+from .compressed import files_ending, logical_name, read_buffer
+from .openmx_blocks import BlockLayout, make_hermitian, pauli_rows, vector_rows
 from .openmx_companions import Companions, band_references, find_companions
 from .openmx_constraint import constraint_energy, constraint_field, subtract_penalty
 from .openmx_input import AtomRows, InputText
 from .openmx_momentum import momentum_sign
-from .openmx_scfout import Scfout, read_scfout
+from .openmx_scfout import Scfout, parse_scfout
 from .openmx_units import BOHR_ANG, HARTREE_EV
 from .protocol import ReadOptions, Run
 
@@ -65,57 +68,72 @@ class OpenMXReader:
         """
         file = _scfout_path(Path(path))
         wanted = options.operators
-        raw = read_scfout(file, position="position" in wanted, momentum="momentum" in wanted)
-        warnings: list[str] = []
-        beside = find_companions(raw, warnings)
-        text, out = beside.text, beside.out
-        atoms = text.atoms(raw.n_atoms, tuple(s.label for s in text.species()), angles=raw.spin_switch == _VECTOR)
-        basis, structure = _crystal(raw, text, atoms)
-        layout = BlockLayout.build(raw, basis, basis.species_of(structure))
+        buffer = read_buffer(file)
+        # The checksum takes longer than all the rest, and does not hold the interpreter lock.
+        with ThreadPoolExecutor(1) as pool:
+            checksum = pool.submit(_sha256, buffer)
+            raw = parse_scfout(buffer, file, position="position" in wanted, momentum="momentum" in wanted)
+            return _run(raw, options, checksum)
 
-        overlap_row = (raw.overlap + layout.reversed(raw.overlap)) / 2
-        overlap = layout.operator(overlap_row[None])
-        stored_rows, h_rows = _hamiltonian_rows(raw, layout)
-        density = layout.operator(_density_rows(raw, layout))
-        charges, moments = mulliken(density, overlap)
-        field = _constraint(raw, text, atoms, moments, beside, options, warnings)
-        stored = layout.operator(stored_rows)
-        if field is not None and options.constraint == "subtract":
-            subtract_penalty(h_rows, field, overlap_row, raw)
-        converged, convergence = beside.convergence()
-        references = band_references(raw, warnings)
-        energy, forces = (None, None) if out is None else (out.total_energy_ha, out.forces_ha_per_bohr)
-        sample = Sample(
-            name=_name(file),
-            structure=structure.with_moments(_input_moments(raw, atoms, moments, options)),
-            basis=basis,
-            overlap=overlap,
-            hamiltonian=layout.operator(h_rows),
-            density=density if "density" in wanted and _density_is_complete(raw, warnings) else None,
-            position=_vector_operator(layout, raw.position, BOHR_ANG),
-            momentum=_momentum(raw, layout, beside, options, warnings),
-            fermi_energy_ev=raw.chemical_potential_ha * HARTREE_EV,
-            total_energy_ev=None if energy is None else energy * HARTREE_EV,
-            n_electrons=raw.n_electrons,
-            forces_ev_per_ang=None if forces is None else frozen(forces * (HARTREE_EV / BOHR_ANG), np.float64),
-            constraint_field_ev=None if field is None else frozen(field, np.float64),
-            charges=frozen(charges, np.float64),
-            computed_moments=frozen(moments, np.float64),
-            spin_orbit=raw.spin_switch == _VECTOR and text.flag("scf.SpinOrbit.Coupling"),
-            provenance=_provenance(raw, beside, options, field is not None, warnings),
-        )
-        printed = None if out is None or out.moments is None else frozen(out.moments, np.float64)
-        return Run(
-            sample=sample,
-            stored_hamiltonian=stored,
-            references=references,
-            printed_moments=printed,
-            code_moments=_row_sum_moments(raw),
-            # Half of the last digit: up − down is printed with 5 digits in a non-collinear run, else with 9.
-            moment_precision_mub=6e-6 if raw.spin_switch == _VECTOR else 6e-10,
-            converged=converged,
-            convergence=convergence,
-        )
+
+def _sha256(buffer: bytes | mmap) -> str:
+    return sha256(buffer).hexdigest()
+
+
+def _run(raw: Scfout, options: ReadOptions, checksum: Future[str]) -> Run:
+    warnings: list[str] = []
+    beside = find_companions(raw, warnings)
+    text, out = beside.text, beside.out
+    atoms = text.atoms(raw.n_atoms, tuple(s.label for s in text.species()), angles=raw.spin_switch == _VECTOR)
+    basis, structure = _crystal(raw, text, atoms)
+    layout = BlockLayout.build(raw, basis, basis.species_of(structure))
+
+    overlap_rows = raw.overlap[None].copy()
+    make_hermitian(layout, overlap_rows)
+    overlap = layout.operator(overlap_rows)
+    h_rows = _hamiltonian_rows(raw, layout)
+    stored = layout.operator(h_rows)
+    make_hermitian(layout, h_rows[::3] if raw.spin_switch == _VECTOR else h_rows)
+    density = layout.operator(_density_rows(raw, layout))
+    charges, moments = mulliken(density, overlap)
+    field = _constraint(raw, text, atoms, moments, beside, options, warnings)
+    if field is not None and options.constraint == "subtract":
+        subtract_penalty(h_rows, field, overlap_rows[0], raw)
+    converged, convergence = beside.convergence()
+    references = band_references(raw, warnings)
+    energy, forces = (None, None) if out is None else (out.total_energy_ha, out.forces_ha_per_bohr)
+    sample = Sample(
+        name=_name(raw.path),
+        structure=structure.with_moments(_input_moments(raw, atoms, moments, options)),
+        basis=basis,
+        overlap=overlap,
+        hamiltonian=layout.operator(h_rows),
+        density=density if "density" in options.operators and _density_is_complete(raw, warnings) else None,
+        position=_vector_operator(layout, raw.position, BOHR_ANG),
+        momentum=_momentum(raw, layout, beside, options, warnings),
+        fermi_energy_ev=raw.chemical_potential_ha * HARTREE_EV,
+        total_energy_ev=None if energy is None else energy * HARTREE_EV,
+        n_electrons=raw.n_electrons,
+        forces_ev_per_ang=None if forces is None else frozen(forces * (HARTREE_EV / BOHR_ANG), np.float64),
+        constraint_field_ev=None if field is None else frozen(field, np.float64),
+        charges=frozen(charges, np.float64),
+        computed_moments=frozen(moments, np.float64),
+        spin_orbit=raw.spin_switch == _VECTOR and text.flag("scf.SpinOrbit.Coupling"),
+        provenance=_provenance(raw, beside, options, checksum.result(), field is not None, warnings),
+    )
+    printed = None if out is None or out.moments is None else frozen(out.moments, np.float64)
+    return Run(
+        sample=sample,
+        stored_hamiltonian=stored,
+        references=references,
+        printed_moments=printed,
+        code_moments=_row_sum_moments(raw),
+        # Half of the last digit: up − down is printed with 5 digits in a non-collinear run, else with 9.
+        moment_precision_mub=6e-6 if raw.spin_switch == _VECTOR else 6e-10,
+        converged=converged,
+        convergence=convergence,
+        printed_band_energy_ev=None if out is None or out.band_energy_ha is None else out.band_energy_ha * HARTREE_EV,
+    )
 
 
 def _scfout_path(path: Path) -> Path:
@@ -198,25 +216,27 @@ def _input_moments(
 # -- operators -------------------------------------------------------------------------------------------------------
 
 
-def _hamiltonian_rows(raw: Scfout, layout: BlockLayout) -> tuple[NDArray, NDArray]:
-    """Pauli components of H in eV, as stored and Hermitian."""
-    h = raw.hamiltonian
-    if raw.hamiltonian_imag is not None:
-        g = raw.hamiltonian_imag
-        # Im ↑↓ is the sum of the exchange–correlation part h[3] and of the rest g[2].
-        return vector_rows(layout, h[:2], g[:2], h[2], h[3] + g[2], HARTREE_EV)
-    rows = pauli_rows(h, HARTREE_EV)
-    return rows, (rows + layout.reversed(rows)) / 2
+def _hamiltonian_rows(raw: Scfout, layout: BlockLayout) -> NDArray:
+    """Pauli components of H in eV, as stored."""
+    h, g = raw.hamiltonian, raw.hamiltonian_imag
+    if g is None:
+        return pauli_rows(h, HARTREE_EV)
+    # Im ↑↓ is the sum of the exchange–correlation part h[3] and of the rest g[2].
+    return vector_rows(layout, h[:2], g[:2], h[2], h[3] + g[2], HARTREE_EV)
 
 
 def _density_rows(raw: Scfout, layout: BlockLayout) -> NDArray:
-    """Pauli components of ρ, Hermitian. OpenMX stores the conjugate of |ψ⟩⟨ψ|."""
+    """Pauli components of ρ, Hermitian."""
     d = raw.density
-    if raw.spin_switch == _VECTOR:
-        imag = np.zeros_like(d[:2]) if raw.density_imag is None else -raw.density_imag
-        return vector_rows(layout, d[:2], imag, d[2], -d[3], 1.0)[1]
-    rows = pauli_rows(d, 1.0)
-    return (rows + layout.reversed(rows)) / 2
+    if raw.spin_switch != _VECTOR:
+        rows = pauli_rows(d, 1.0)
+    else:
+        rows = vector_rows(layout, d[:2], raw.density_imag, d[2], d[3], 1.0)
+        # OpenMX stores the conjugate of |ψ⟩⟨ψ|, spin included; conj(O) has the components conj(O_0xz) and −conj(O_y).
+        np.conjugate(rows, out=rows)
+        np.negative(rows[2], out=rows[2])
+    make_hermitian(layout, rows[::3] if raw.spin_switch == _VECTOR else rows)
+    return rows
 
 
 def _density_is_complete(raw: Scfout, warnings: list[str]) -> bool:
@@ -313,7 +333,12 @@ def _check_penalty(energy_ev: float, beside: Companions, warnings: list[str]) ->
 
 
 def _provenance(
-    raw: Scfout, beside: Companions, options: ReadOptions, constrained: bool, warnings: Sequence[str]
+    raw: Scfout,
+    beside: Companions,
+    options: ReadOptions,
+    checksum: str,
+    constrained: bool,
+    warnings: Sequence[str],
 ) -> dict[str, Any]:
     text, out = beside.text, beside.out
     terms = [name for key, name in _EXTRA_TERMS.items() if text.flag(key)]
@@ -328,7 +353,7 @@ def _provenance(
         "file_version": raw.version,
         "byte_order": raw.byte_order,
         "spin": _SPIN[raw.spin_switch],
-        "checksum": {"sha256": raw.sha256},
+        "checksum": {"sha256": checksum},
         "settings": {
             "xc": text.word("scf.XcType", "LDA"),
             "k_grid": text.integers("scf.Kgrid", [1, 1, 1]),

@@ -18,7 +18,7 @@ from hamnet.errors import HamnetError, ReaderError
 
 from .openmx_scfout import Scfout
 
-__all__ = ["MAX_DEGREE", "BlockLayout", "pauli_rows", "vector_rows"]
+__all__ = ["MAX_DEGREE", "BlockLayout", "make_hermitian", "pauli_rows", "vector_rows"]
 
 # Place of each house orbital m = −l … l among OpenMX's:
 # s | x, y, z | 3z²−r², x²−y², xy, xz, yz | 5z³−3z, x(5z²−1), y(5z²−1), z(x²−y²), xyz, x³−3xy², 3x²y−y³
@@ -99,12 +99,12 @@ def pauli_rows(rows: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
 def vector_rows(
     layout: BlockLayout,
     diagonal: NDArray[np.float64],
-    diagonal_imag: NDArray[np.float64],
+    diagonal_imag: NDArray[np.float64] | None,
     mixed: NDArray[np.float64],
     mixed_imag: NDArray[np.float64],
     scale: float,
-) -> tuple[NDArray[np.complex128], NDArray[np.complex128]]:
-    """Components 0, x, y, z of a non-collinear operator, as stored and Hermitian.
+) -> NDArray[np.complex128]:
+    """(4, total) components 0, x, y, z of a non-collinear operator.
 
     O↓↑ is not stored; it is O↑↓†, taken from the reversed pair, so that x and y are Hermitian in any case:
     with O↑↓ = a + ib and a', b' of the reversed pair transposed,
@@ -112,35 +112,32 @@ def vector_rows(
 
     Parameters
     ----------
-    diagonal, diagonal_imag : (2, total) Re and Im of ↑↑, ↓↓.
+    diagonal, diagonal_imag : (2, total) Re and Im of ↑↑, ↓↓; None where the imaginary part is not stored.
     mixed, mixed_imag : (total,) Re and Im of ↑↓.
     scale : unit of the result.
-
-    Returns
-    -------
-    (4, total) as stored, (4, total) with 0 and z made Hermitian.
     """
-    total = len(mixed)
-    parts = np.empty((6, total))
-    for place, pair in ((0, diagonal), (2, diagonal_imag)):
-        np.add(pair[0], pair[1], out=parts[place])
-        np.subtract(pair[0], pair[1], out=parts[place + 1])
-    parts[4], parts[5] = mixed, mixed_imag
-    parts *= scale / 2
-    sum_re, difference_re, sum_im, difference_im, a, b = parts
-    mirrored = layout.reversed(parts)
-    stored = np.empty((4, total), np.complex128)
-    stored[0].real, stored[0].imag = sum_re, sum_im
-    stored[3].real, stored[3].imag = difference_re, difference_im
-    np.add(a, mirrored[4], out=stored[1].real)
-    np.subtract(b, mirrored[5], out=stored[1].imag)
-    np.add(b, mirrored[5], out=stored[2].real)
-    np.negative(stored[2].real, out=stored[2].real)
-    np.subtract(a, mirrored[4], out=stored[2].imag)
-    hermitian = np.empty_like(stored)
-    hermitian[1:3] = stored[1:3]
-    for component, re, im in ((0, 0, 2), (3, 1, 3)):
-        np.add(parts[re], mirrored[re], out=hermitian[component].real)
-        np.subtract(parts[im], mirrored[im], out=hermitian[component].imag)
-        hermitian[component] *= 0.5
-    return stored, hermitian
+    result = np.empty((4, len(mixed)), np.complex128)
+    re, im = result.real, result.imag
+    np.add(*diagonal, out=re[0])
+    np.subtract(*diagonal, out=re[3])
+    if diagonal_imag is None:
+        im[0], im[3] = 0, 0
+    else:
+        np.add(*diagonal_imag, out=im[0])
+        np.subtract(*diagonal_imag, out=im[3])
+    mirrored, mirrored_imag = layout.reversed(mixed), layout.reversed(mixed_imag)
+    np.add(mixed, mirrored, out=re[1])
+    np.subtract(mixed_imag, mirrored_imag, out=im[1])
+    np.add(mixed_imag, mirrored_imag, out=re[2])
+    np.negative(re[2], out=re[2])
+    np.subtract(mixed, mirrored, out=im[2])
+    flat = result.view(np.float64)
+    flat *= scale / 2
+    return result
+
+
+def make_hermitian(layout: BlockLayout, rows: NDArray) -> None:
+    """(O + O†)/2 of the components in `rows`, real or complex, in place."""
+    for row in rows:
+        row += layout.reversed(row).conj()
+        row *= 0.5

@@ -7,9 +7,7 @@ all of them are checked here, and no count is believed before the file is known 
 
 from __future__ import annotations
 
-import hashlib
 import mmap
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,9 +17,7 @@ from numpy.typing import NDArray
 
 from hamnet.errors import ReaderError
 
-from .compressed import read_buffer
-
-__all__ = ["Scfout", "read_scfout"]
+__all__ = ["Scfout", "parse_scfout"]
 
 _KNOWN_VERSIONS = (0, 3)
 _TEXT_RECORD_BYTES = 256
@@ -56,7 +52,6 @@ class Scfout:
     total_spin : half the total moment in μ_B (its norm for SpinP 3).
     text : the input file embedded at the end, or None.
     has_xc_tail : whether the matrix of the exchange–correlation potential follows (3.9: yes, 4.0: no).
-    sha256 : of the (expanded) file.
     """
 
     path: Path
@@ -84,7 +79,6 @@ class Scfout:
     total_spin: float
     text: str | None
     has_xc_tail: bool
-    sha256: str
 
     @property
     def n_atoms(self) -> int:
@@ -229,23 +223,13 @@ def _sections(header: _Header) -> list[tuple[str, int]]:
     ]
 
 
-def read_scfout(path: Path, *, position: bool = True, momentum: bool = True) -> Scfout:
-    """Read and check one file, plain or compressed.
+def parse_scfout(buffer: bytes | mmap.mmap, path: Path, *, position: bool = True, momentum: bool = True) -> Scfout:
+    """Read and check the content of one file; `path` only names it.
 
     Raises :class:`ReaderError` that names the record and its byte for a file that is truncated, damaged, or of another
     kind or version.
     """
-    buffer = read_buffer(path)
-    # Hashing takes as long as all the rest and runs without the interpreter lock.
-    with ThreadPoolExecutor(1) as pool:
-        return _read(_Cursor(buffer, path), pool.submit(_sha256, buffer), position, momentum)
-
-
-def _sha256(buffer: bytes | mmap.mmap) -> str:
-    return hashlib.sha256(buffer).hexdigest()
-
-
-def _read(cursor: _Cursor, checksum: Future[str], position: bool, momentum: bool) -> Scfout:
+    cursor = _Cursor(buffer, path)
     header = _header(cursor)
     n = header.n_atoms
     cells_at = cursor.offset
@@ -315,7 +299,6 @@ def _read(cursor: _Cursor, checksum: Future[str], position: bool, momentum: bool
         total_spin=float(numbers[9]),
         text=text,
         has_xc_tail=has_xc_tail,
-        sha256=checksum.result(),
     )
 
 
