@@ -1,7 +1,8 @@
 """Real spherical harmonics in the house order, and how they turn under rotations.
 
 Order m = −l … l, polar axis z, no Condon–Shortley sign: Y_1 ∝ (y, z, x). e3nn has polar axis y; its harmonics of
-(x, y, z) are the house harmonics of (z, x, y): ``e3nn(l, v) == house(l, v[..., [2, 0, 1]])``.
+(x, y, z) are the house harmonics of (z, x, y): ``e3nn(l, v) == house(l, v[..., [2, 0, 1]])``, and the other way
+round ``house(l, v) == e3nn(l, v[..., [1, 2, 0]])``.
 """
 
 from __future__ import annotations
