@@ -11,12 +11,14 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hamnet import __version__
+from hamnet.basis import Basis, SpeciesBasis
 from hamnet.errors import BasisError, StoreError
 from hamnet.sample import Sample
 from hamnet.store import FORMAT_VERSION, SampleSet, SampleWriter, may_be_replaced, write_samples
@@ -90,8 +92,8 @@ def build_set(
     progress : called with (what is being done, runs done, runs in all).
 
     A run is rejected, and the others go on, if it cannot be read, is not converged, holds numbers that are not finite,
-    comes from another code than the first good one, has another basis under a species label that is known, or is the
-    same calculation as an earlier one.
+    comes from another code than most, has another basis for a species than most, or is the same calculation as an
+    earlier one.
 
     Raises
     ------
@@ -217,36 +219,59 @@ def _axes(sample: Sample, kind: str):
     return zip("xyz", getattr(sample, kind) or (None, None, None), strict=True)
 
 
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What decides whether a readable run fits the others."""
+
+    code: str
+    checksum: str
+    basis: Basis
+
+
+def _facts(part: Path) -> _Facts:
+    with SampleSet(part) as single:
+        provenance = single.provenance(0)
+        return _Facts(provenance["code"], json.dumps(provenance["checksum"], sort_keys=True), single.basis)
+
+
+def _misfits(facts: dict[str, _Facts]) -> dict[str, str]:
+    """Reasons for the runs that do not fit the others: another code or basis than most, or the same calculation."""
+    code = Counter(f.code for f in facts.values()).most_common(1)[0][0]
+    usual: dict[str, SpeciesBasis] = {}
+    counted = Counter(s for f in facts.values() if f.code == code for s in f.basis.species)
+    for species, _ in counted.most_common():
+        usual.setdefault(species.label, species)
+    reasons: dict[str, str] = {}
+    first: dict[str, str] = {}
+    for name, fact in facts.items():
+        if fact.code != code:
+            reasons[name] = f"{fact.code} run in a set of {code} runs; make one set for each code"
+            continue
+        try:
+            Basis(tuple(usual[label] for label in fact.basis.labels)).merged(fact.basis)
+        except BasisError as error:
+            reasons[name] = describe_error(error)
+            continue
+        if first.setdefault(fact.checksum, name) != name:
+            reasons[name] = f"the same calculation as {first[fact.checksum]}"
+    return reasons
+
+
 def _merge(
     tasks: list[_Task], refused: dict[str, str], output: Path, parts: Path
 ) -> tuple[tuple[str, ...], tuple[Rejected, ...]]:
     """Put the parts together in the order of the runs; nothing is written if there is no good one."""
-    if len(refused) == len(tasks):
-        return (), tuple(Rejected(str(task.path), refused[task.name]) for task in tasks)
-    reasons, names = dict(refused), []
-    code: str | None = None
-    seen: dict[str, str] = {}
-    with SampleWriter(output, scratch=parts) as writer:
-        for task in (task for task in tasks if task.name not in refused):
-            with SampleSet(task.part) as part:
-                provenance = part.provenance(0)
-                checksum = str(provenance["checksum"])
-                code = code or provenance["code"]
-                if provenance["code"] != code:
-                    reasons[task.name] = f"{provenance['code']} run in a set of {code} runs; make one set for each code"
-                elif checksum in seen:
-                    reasons[task.name] = f"the same calculation as {seen[checksum]}"
-                else:
-                    try:
-                        writer.copy(part, 0)
-                    except BasisError as error:
-                        reasons[task.name] = describe_error(error)
-                    else:
-                        seen[checksum] = task.name
-                        names.append(task.name)
-        rejected = tuple(Rejected(str(task.path), reasons[task.name]) for task in tasks if task.name in reasons)
-        writer.notes = {
-            "made_from": _made_from(tasks),
-            "rejected": [{"path": entry.path, "reason": entry.reason} for entry in rejected],
-        }
-    return tuple(names), rejected
+    facts = {task.name: _facts(task.part) for task in tasks if task.name not in refused}
+    reasons = {**refused, **(_misfits(facts) if facts else {})}
+    rejected = tuple(Rejected(str(task.path), reasons[task.name]) for task in tasks if task.name in reasons)
+    good = [task for task in tasks if task.name not in reasons]
+    if good:
+        with SampleWriter(output, scratch=parts) as writer:
+            for task in good:
+                with SampleSet(task.part) as part:
+                    writer.copy(part, 0)
+            writer.notes = {
+                "made_from": _made_from(tasks),
+                "rejected": [{"path": entry.path, "reason": entry.reason} for entry in rejected],
+            }
+    return tuple(task.name for task in good), rejected
