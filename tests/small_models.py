@@ -110,7 +110,7 @@ def angular_momentum_p() -> Tensor:
 def model_hamiltonian(
     structure: Structure, basis: Basis = BASIS, *, spin_orbit_ev: float = 0.4, exchange_ev: float = 0.7
 ) -> BlockOperator:
-    """H[structure], a vector operator in closed form: two-centre bonds, exchange along the moments, λ/2 L·σ of p shells.
+    """H[structure] in closed form: two-centre bonds, exchange along the moments, and λ/2 L·σ of p shells.
 
     Nothing in it knows of hamnet's rotations: the p matrices are those of the textbook.
     """

@@ -125,7 +125,9 @@ def test_gauges_differ_by_the_diagonal_unitary_of_the_positions(n_spin):
 def test_lattice_gauge_is_periodic_in_k_and_indifferent_to_where_atoms_are(n_spin):
     structure = crystal()
     operator = random_operator(structure, BASIS, n_spin, seed=2)
-    torch.testing.assert_close(bloch_dense(operator, GENERIC_K + [1, -2, 3]), bloch_dense(operator, GENERIC_K))
+    torch.testing.assert_close(
+        bloch_dense(operator, GENERIC_K + np.array([1, -2, 3])), bloch_dense(operator, GENERIC_K)
+    )
     moved = operator.permuted([0, 1, 2], [[0, 1, 0], [2, 0, 0], [0, 0, -1]])
     here = torch.linalg.eigvalsh(bloch_dense(operator, GENERIC_K))
     torch.testing.assert_close(torch.linalg.eigvalsh(bloch_dense(moved, GENERIC_K)), here)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hamnet.basis import Basis, Shell, SpeciesBasis
-from hamnet.blocks import BlockOperator, Pairs
 from hamnet.bloch import bloch_dense
+from hamnet.blocks import BlockOperator, Pairs
 from hamnet.errors import BasisError, HamnetError
 from hamnet.neighbours import basis_pairs
 from small_models import BASIS, GENERIC_K, crystal, model_hamiltonian, random_blocks, random_operator
@@ -153,7 +153,7 @@ def test_more_spin_components_leave_the_matrices_alone():
         torch.testing.assert_close(spinor[:, 0, s::2, s::2], channels[:, s])
     assert spinor[:, 0, 0::2, 1::2].abs().max() == 0
     for n_spin in (1, 2, 3):
-        with pytest.raises(ValueError, match="n_spin|cannot hold"):
+        with pytest.raises(ValueError, match=r"n_spin|cannot hold"):
             collinear.with_spin(4).with_spin(n_spin)
 
 

@@ -9,8 +9,8 @@ import torch
 
 import hamnet.eigen
 from hamnet.basis import Basis, Shell, SpeciesBasis
-from hamnet.blocks import BlockOperator
 from hamnet.bloch import bloch_dense
+from hamnet.blocks import BlockOperator
 from hamnet.eigen import eigenstates, eigenvalues, generalised_eigh, overlap_min_eigenvalue
 from hamnet.errors import SolverError
 from hamnet.symmetry import rotate, time_reverse

@@ -18,7 +18,7 @@ from small_models import BASIS, ROTATION, crystal
 
 LONELY = Structure(np.diag([2.5, 2.7, 3.0]), np.array([[0.3, 0.2, 0.1]]), np.array([28]), ("Ni",))
 SKEWED = Structure(
-    np.array([[3.0, 0.0, 0.0], [7.4, 2.1, 0.0], [-5.2, 3.3, 2.6]]),
+    np.array([[3.0, 0.0, 0.0], [7.4, 2.1, 0.0], [-5.2, 3.3, 2.7]]),
     np.array([[0.0, 0.0, 0.0], [1.3, 0.9, 0.7]]),
     np.array([28, 35]),
     ("Ni", "Br"),

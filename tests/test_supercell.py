@@ -24,7 +24,7 @@ MATRICES = {
 
 
 def _folded(matrix: np.ndarray, k_supercell: np.ndarray) -> np.ndarray:
-    """The k (in fractions of the small cell's reciprocal vectors) that fold onto k of the supercell: k = M⁻¹ (K + G)."""
+    """Fractional k of the small cell that fold onto K of the supercell: k = M⁻¹ (K + G)."""
     reach = range(-8, 9)
     g = np.array([[a, b, c] for a in reach for b in reach for c in reach])
     k = (k_supercell + g) @ np.linalg.inv(matrix).T
