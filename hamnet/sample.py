@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from .basis import Basis
-from .blocks import BlockOperator
+from .blocks import BlockOperator, Pairs
 from .errors import HamnetError
 from .structure import Structure, frozen
 
@@ -18,6 +18,11 @@ __all__ = ["Sample", "SpinKind", "mulliken"]
 
 SpinKind = Literal["none", "collinear", "vector"]
 
+_REMEDIES = {
+    "overlap": "bands and densities of states need one: predict with --overlap RUN, where RUN is this very structure",
+    "hamiltonian": "predict it first with `hamnet predict`",
+    "density": "read the run again with --operators density",
+}
 _PER_ATOM = {"forces_ev_per_ang": (3,), "constraint_field_ev": (3,), "charges": (), "computed_moments": (3,)}
 
 
@@ -30,7 +35,7 @@ class Sample:
     name : unique within a set, e.g. ``nibr2_2x1/r07``.
     structure : with the *input* moments of the network.
     basis : shells of the species in the structure.
-    overlap : spin-free, real, dimensionless.
+    overlap : spin-free, real, dimensionless; None for a prediction of a structure whose overlap nobody computed.
     hamiltonian : eV; None for a structure that waits for its prediction.
     density : ρ_ij(R) = 1/N_k Σ_nk f c_i c_j* e^{−ik·R} in Pauli components, so Tr ρO = Σ ρ_ij(R) O_ji(−R).
     position : three spin-free operators ⟨i,0| r − r_i |j,R⟩ in Å (origin: row atom), x, y, z.
@@ -47,8 +52,8 @@ class Sample:
     name: str
     structure: Structure
     basis: Basis
-    overlap: BlockOperator
-    hamiltonian: BlockOperator | None = field(default=None)
+    overlap: BlockOperator | None
+    hamiltonian: BlockOperator | None = None
     density: BlockOperator | None = None
     position: tuple[BlockOperator, BlockOperator, BlockOperator] | None = None
     momentum: tuple[BlockOperator, BlockOperator, BlockOperator] | None = None
@@ -64,6 +69,8 @@ class Sample:
 
     def __post_init__(self) -> None:
         n = len(self.structure)
+        if self.overlap is None and self.hamiltonian is None:
+            raise HamnetError(f"{self.name} has neither overlap nor Hamiltonian", expected="one of them")
         for name, shape in _PER_ATOM.items():
             values = getattr(self, name)
             if values is not None:
@@ -80,9 +87,19 @@ class Sample:
     @property
     def spin(self) -> SpinKind:
         """Spin kind of the Hamiltonian."""
-        if self.hamiltonian is None:
-            raise HamnetError(f"{self.name} has no Hamiltonian", expected="a sample with H")
-        return {1: "none", 2: "collinear", 4: "vector"}[self.hamiltonian.n_spin]  # type: ignore[return-value]
+        return {1: "none", 2: "collinear", 4: "vector"}[self.operator("hamiltonian").n_spin]  # type: ignore[return-value]
+
+    @property
+    def pairs(self) -> Pairs:
+        """The pairs that all operators share."""
+        return self.operator("hamiltonian" if self.overlap is None else "overlap").pairs
+
+    def operator(self, name: Literal["overlap", "hamiltonian", "density"]) -> BlockOperator:
+        """An operator that must be there; raises :class:`HamnetError` that says how to get it where it is not."""
+        value = getattr(self, name)
+        if value is None:
+            raise HamnetError(f"{self.name} has no {name}", expected=f"a sample with {name}", remedy=_REMEDIES[name])
+        return value
 
     def with_basis(self, basis: Basis) -> Self:
         """The sample with species numbered as in `basis`, which holds at least its own species."""

@@ -133,7 +133,9 @@ class SampleSet:
                 name=name,
                 structure=self.structure(index),
                 basis=self.basis,
-                overlap=self._shared("overlap", group.attrs["overlap"], lambda: self._operator(group, "overlap")),
+                overlap=self._shared("overlap", group.attrs["overlap"], lambda: self._operator(group, "overlap"))
+                if "overlap" in group.attrs
+                else None,
                 hamiltonian=self._operator(group, "hamiltonian") if "hamiltonian" in group.attrs else None,
                 density=self._operator(group, "density") if "density" in group.attrs else None,
                 **triples,  # type: ignore[arg-type]

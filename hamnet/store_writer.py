@@ -124,12 +124,12 @@ class SampleWriter:
                 if getattr(sample, name) is not None:
                     group.attrs[name] = getattr(sample, name)
             _write_text(group, "provenance", _json(sample.provenance, f"{sample.name}: provenance"))
-            pairs = sample.overlap.pairs
+            pairs = sample.pairs
             group.attrs["pairs"] = self._write_pairs(pairs, sample.basis)
             for kind, operator in _operators_of(sample):
                 if operator.pairs is not pairs and not operator.pairs.equals(pairs):
                     raise StoreError(
-                        f"{sample.name}: {kind} has {len(operator.pairs)} pairs, overlap {len(pairs)}",
+                        f"{sample.name}: {kind} has {len(operator.pairs)} pairs, the others {len(pairs)}",
                         expected="all operators of a sample on the same pairs",
                         remedy="bring them to one set with BlockOperator.with_pairs",
                         path=self.path,
@@ -197,7 +197,7 @@ def write_samples(path: str | Path, samples: Iterable[Sample]) -> None:
 
 
 def _used(sample: Sample) -> Basis:
-    return sample.basis.restricted(sample.basis.labels[s] for s in set(sample.overlap.pairs.species.tolist()))
+    return sample.basis.restricted(sample.basis.labels[s] for s in set(sample.pairs.species.tolist()))
 
 
 def _operators_of(sample: Sample) -> Iterator[tuple[str, BlockOperator]]:

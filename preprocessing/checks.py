@@ -118,7 +118,9 @@ def check_run(run: Run, path: str | Path) -> RunCheck:
     values["hermiticity_max_meV"] = hermiticity
     if hermiticity > HERMITICITY_LIMIT_MEV:
         problems.append(f"H is not Hermitian by {hermiticity:.2g} meV, limit {HERMITICITY_LIMIT_MEV:g} meV")
-    values["overlap_min_eigenvalue"] = smallest = overlap_min_eigenvalue(sample.overlap, _overlap_kpoints(run))
+    values["overlap_min_eigenvalue"] = smallest = overlap_min_eigenvalue(
+        sample.operator("overlap"), _overlap_kpoints(run)
+    )
     if smallest <= 0:
         problems.append(f"smallest eigenvalue of S(k) is {smallest:.3g}")
     elif run.references:
@@ -152,7 +154,7 @@ def non_finite(**operators: BlockOperator | None) -> str | None:
 
 def _compare_bands(run: Run, reference: BandReference) -> tuple[float, str | None]:
     """(worst deviation in meV, what is wrong or None)."""
-    ours = eigenvalues(run.stored_hamiltonian, run.sample.overlap, reference.k_frac)
+    ours = eigenvalues(run.stored_hamiltonian, run.sample.operator("overlap"), reference.k_frac)
     printed = reference.energies_ev
     n_states = printed.shape[-1]
     if printed.shape[:2] != ours.shape[:2] or n_states > ours.shape[-1]:
@@ -184,7 +186,7 @@ def _check_density(run: Run, values: dict[str, Any], problems: list[str], missin
     if sample.density is None:
         missing.append("electrons: no density matrix")
     else:
-        values["electrons"] = electrons = float(mulliken(sample.density, sample.overlap)[0].sum())
+        values["electrons"] = electrons = float(mulliken(sample.density, sample.operator("overlap"))[0].sum())
         if sample.n_electrons is None:
             missing.append("electrons: the run does not tell their number")
         else:
@@ -207,7 +209,7 @@ def _check_density(run: Run, values: dict[str, Any], problems: list[str], missin
 
 def _overlap_kpoints(run: Run) -> NDArray[np.float64]:
     """(n_k, 3) corners of half a zone along the directions in which atoms are joined, and some of the printed k."""
-    joined = np.atleast_1d(run.sample.overlap.pairs.shift.any(axis=0))
+    joined = np.atleast_1d(run.sample.pairs.shift.any(axis=0))
     corners = np.stack(np.meshgrid(*([0.0, 0.5] if j else [0.0] for j in joined), indexing="ij"), -1).reshape(-1, 3)
     printed = [reference.k_frac for reference in run.references]
     every = np.concatenate([corners, *printed])

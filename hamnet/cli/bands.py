@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     args.count = args.count or args.mesh is not None or args.density is not None
     source = load_source(args.file, args.sample, stored=args.stored)
     other = spectrum.load_overlay(args)
-    hamiltonian, overlap = hamiltonian_of(source), source.sample.overlap
+    hamiltonian, overlap = hamiltonian_of(source), source.sample.operator("overlap")
     color = spectrum.color_of(args.color, hamiltonian.n_spin)
     path, printed = _path(args, source, other)
     groups = spectrum.grouping_of(color, hamiltonian)
@@ -68,7 +68,9 @@ def run(args: argparse.Namespace) -> int:
     shown = (zero.energy_ev + args.window[0], zero.energy_ev + args.window[1])
     reference, reference_label = printed, f"{source.sample.name}, as printed"
     if printed is None and other is not None:
-        reference = spectrum.solve("overlay", hamiltonian_of(other), other.sample.overlap, path.k_frac).energies_ev
+        reference = spectrum.solve(
+            "overlay", hamiltonian_of(other), other.sample.operator("overlap"), path.k_frac
+        ).energies_ev
         reference_label = other.sample.name
     deviation = None
     if reference is not None:

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     bands = spectrum.solve(
         "mesh",
         hamiltonian,
-        source.sample.overlap,
+        source.sample.operator("overlap"),
         mesh.k_frac,
         spin=args.project in spectrum.AXES,
         grouping=spectrum.grouping_of(args.project, hamiltonian),
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         theirs = spectrum.solve(
             "overlay",
             hamiltonian_of(other),
-            other.sample.overlap,
+            other.sample.operator("overlap"),
             mesh.k_frac,
             spin=bands.spin is not None and hamiltonian_of(other).n_spin > 1,
         )

@@ -167,7 +167,9 @@ def zero_of(args: argparse.Namespace, source: Source, counted: FermiLevel | None
         )
     if counted is None:
         mesh = mesh_of(args, source)
-        states = solve("mesh for the Fermi level", hamiltonian_of(source), source.sample.overlap, mesh.k_frac)
+        states = solve(
+            "mesh for the Fermi level", hamiltonian_of(source), source.sample.operator("overlap"), mesh.k_frac
+        )
         counted = fermi_level(states, electrons, temperature_k=args.temperature)
     return Zero(counted.energy_ev, "counted", counted)
 
