@@ -264,8 +264,8 @@ def parse_scfout(buffer: bytes | mmap.mmap, path: Path, *, position: bool = True
     if solver == _NEGF_SOLVER:
         raise cursor.fault("Solver", "a transport (NEGF) run", "a periodic run", offset=cursor.offset - 4)
     numbers = cursor.doubles("ChemP … Total_SpinS", 10)
-    # Version 0 knows no tail; −1 fits no length.
-    text, has_xc_tail = _text_and_tail(cursor, 8 * (header.spin_switch + 1) * total if header.version == 3 else -1)
+    # Files of version 0 have no tail.
+    text, has_xc_tail = _text_and_tail(cursor, 8 * (header.spin_switch + 1) * total if header.version == 3 else 0)
     positions_in_file = matrices["OLPpo"]
     overlap = matrices["OLP"]
     hamiltonian, density = matrices["Hks"], matrices["DM"]
@@ -371,10 +371,13 @@ def _check_lattice(
 
 
 def _text_and_tail(cursor: _Cursor, tail_bytes: int) -> tuple[str | None, bool]:
-    """The embedded input, and whether the exchange–correlation matrix follows: only the length of the rest tells."""
+    """The embedded input, and whether the exchange–correlation matrix follows: only the length of the rest tells.
+
+    `tail_bytes` is the size of that matrix, 0 where the version has none.
+    """
     rest = cursor.size - cursor.offset
     if rest in (0, tail_bytes):
-        return None, rest == tail_bytes
+        return None, rest > 0
     n_lines = int(cursor.take("number of input lines", "i4", 1)[0]) if rest >= 4 else -1
     text_bytes = _TEXT_RECORD_BYTES * n_lines
     if n_lines < 0 or rest - 4 - text_bytes not in (0, tail_bytes):
@@ -388,4 +391,4 @@ def _text_and_tail(cursor: _Cursor, tail_bytes: int) -> tuple[str | None, bool]:
     # Each record is one line (or 255 characters of one) and, behind its NUL, rubbish of earlier lines.
     records = [raw[i : i + _TEXT_RECORD_BYTES].split(b"\0", 1)[0] for i in range(0, text_bytes, _TEXT_RECORD_BYTES)]
     cursor.offset += text_bytes
-    return b"".join(records).decode("utf-8", errors="replace"), cursor.size - cursor.offset == tail_bytes
+    return b"".join(records).decode("utf-8", errors="replace"), cursor.offset < cursor.size
