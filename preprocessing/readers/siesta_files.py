@@ -111,6 +111,6 @@ def _main_output(folder: Path, fdf: Fdf) -> Path:
     raise ReaderError(
         f"several outputs {', '.join(p.name for p in others)}" if others else f"no {label}.out",
         expected=f"what SIESTA prints, as {label}.out",
-        remedy=f"siesta < {fdf.path.name} > {label}.out",
+        remedy=f"keep what it prints: `siesta < {fdf.path.name} > {label}.out`",
         path=folder,
     )

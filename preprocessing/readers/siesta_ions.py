@@ -124,6 +124,15 @@ def ion_from_group(group: Any, path: Path) -> Ion:
         for name in ("orbnl_n", "orbnl_l", "orbnl_z", "orbnl_ispol", "orbnl_pop", "cutoff")
     }
     projectors = ()
+    for table in ("orb", "proj"):  # a truncated NetCDF 3 file reads as zeros
+        rows = np.ma.asarray(group.variables[table][:]) if table in group.variables else np.ones((1, 1))
+        if not np.ma.filled(rows, 0).any(axis=1).all():
+            raise ReaderError(
+                f"empty radial functions in {table}",
+                expected="a complete species file",
+                remedy="copy the file again from the folder where SIESTA ran",
+                path=path,
+            )
     if "kbcutoff" in group.variables:
         l, energy, cutoff = (np.asarray(group.variables[name][:]) for name in ("pjnl_l", "pjnl_ekb", "kbcutoff"))
         projectors = tuple(Projector(int(a), float(b), float(c)) for a, b, c in zip(l, energy, cutoff, strict=True))

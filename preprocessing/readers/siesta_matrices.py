@@ -112,6 +112,12 @@ def _read_pattern(records: Records, n_orbitals: int, n_images: int, nnz: int | N
     return Pattern(counts, columns)
 
 
+def _check_finite(records: Records, **matrices: NDArray) -> None:
+    for name, values in matrices.items():
+        if not np.isfinite(values).all():
+            raise records.fail(f"elements of the {name} that are not numbers", "finite numbers")
+
+
 def _check_columns(records: Records, columns: NDArray, n_orbitals: int, n_images: int) -> None:
     if len(columns) == 0 or columns.min() < 0 or columns.max() >= n_orbitals * n_images:
         raise records.fail(
@@ -167,8 +173,10 @@ def _read_hsx0(records: Records) -> SiestaMatrices:
     counts = pattern.counts
     hamiltonian = records.rows("<f4", np.tile(counts, n_spin), "the Hamiltonian").reshape(n_spin, nnz)
     overlap = records.rows("<f4", counts, "the overlap")
+    _check_finite(records, hamiltonian=hamiltonian, overlap=overlap)
     n_electrons, _ = records.read("<f8", 2, "electrons and temperature")
     vectors = records.rows("<f4", 3 * counts, "the vectors between orbitals").reshape(nnz, 3)
+    _check_finite(records, vectors=vectors)
     n_species = int(records.read("<i4", 1, "the number of species")[0])
     if not 0 < n_species < 1000:
         raise records.fail(f"{n_species} species", "a small positive number")
@@ -238,6 +246,7 @@ def _read_hsx1(records: Records, version: int) -> SiestaMatrices:
     nnz = len(pattern.columns)
     hamiltonian = records.rows(real, np.tile(pattern.counts, n_spin), "the Hamiltonian").reshape(n_spin, nnz)
     overlap = records.rows(real, pattern.counts, "the overlap")
+    _check_finite(records, hamiltonian=hamiltonian, overlap=overlap, cell=header[:9])
     if n_images == 1:
         raise _refuse_gamma(records)
     cell = SiestaCell(
@@ -281,8 +290,7 @@ def read_dm(data: bytes | mmap, path: Path, *, n_orbitals: int, n_spin: int) -> 
     n_images = math.prod(int(n) for n in header[2:5]) if size == 20 else np.iinfo(np.int32).max // n_orbitals
     pattern = _read_pattern(records, n_orbitals, n_images, None)
     density = records.rows("<f8", np.tile(pattern.counts, n_spin), "the density matrix").reshape(n_spin, -1)
-    if not np.isfinite(density).all():
-        raise records.fail("elements that are not numbers", "a finite density matrix")
+    _check_finite(records, density=density)
     return pattern, density
 
 

@@ -62,6 +62,13 @@ class OrbitalIndex(NamedTuple):
     m: NDArray[np.int64]
 
 
+def _words(path: Path) -> list[str]:
+    text = read_text(path)
+    if not text.endswith("\n"):  # a number cut short is still a number
+        raise ReaderError("ends in the middle of a line", expected="whole lines", remedy=_DAMAGED, path=path)
+    return text.split()
+
+
 def _numbers(words: list[str], count: int, path: Path, what: str) -> NDArray[np.float64]:
     """The first `count` words as numbers; the size is checked before anything is converted."""
     if count < 0 or len(words) < count:
@@ -83,7 +90,7 @@ def _integers(words: list[str], count: int, path: Path, what: str) -> list[int]:
 
 
 def _geometry(path: Path, cell_columns: int, atom_columns: int) -> tuple[NDArray, NDArray]:
-    words = read_text(path).split()
+    words = _words(path)
     head = 3 * cell_columns
     cell = _numbers(words, head, path, "cell components").reshape(3, cell_columns)[:, :3]
     n_atoms = _integers(words[head:], 1, path, "number of atoms")[0]
@@ -109,7 +116,7 @@ def _levels(numbers: NDArray, n_k: int, n_channel: int, n_states: int, skip: int
 
 def read_eig(path: Path) -> Eigenvalues:
     """E_F and the eigenvalues at the k points of the run, in the order of ``.KP``."""
-    words = read_text(path).split()
+    words = _words(path)
     fermi = float(_numbers(words, 1, path, "Fermi energy")[0])
     n_states, n_spin, n_k = _integers(words[1:], 3, path, "numbers of states, spins and k")
     if n_spin not in (1, 2, 4, 8) or n_states <= 0 or n_k <= 0:
@@ -123,14 +130,14 @@ def read_eig(path: Path) -> Eigenvalues:
 
 def read_kpoints(path: Path) -> NDArray[np.float64]:
     """(n_k, 3) k points in 1/Bohr, Cartesian, six digits, from ``.KP``."""
-    words = read_text(path).split()
+    words = _words(path)
     n_k = _integers(words, 1, path, "number of k points")[0]
     return _numbers(words[1:], 5 * n_k, path, f"columns of {n_k} k points").reshape(n_k, 5)[:, 1:4]
 
 
 def read_bands(path: Path, *, lines: bool) -> Bands:
     """Bands along lines (the fdf has a block BandLines) or at single points (BandPoints)."""
-    words = read_text(path).split()
+    words = _words(path)
     ranges = 5 if lines else 3
     fermi = float(_numbers(words, 1, path, "Fermi energy")[0])
     n_states, n_channel, n_k = _integers(words[ranges:], 3, path, "numbers of bands, channels and k")
@@ -144,7 +151,7 @@ def read_bands(path: Path, *, lines: bool) -> Bands:
 
 def read_forces(path: Path, n_atoms: int) -> NDArray[np.float64]:
     """(n_atoms, 3) eV/Å from ``.FA``."""
-    words = read_text(path).split()
+    words = _words(path)
     found = _integers(words, 1, path, "number of atoms")[0]
     if found != n_atoms:
         raise ReaderError(f"forces on {found} atoms", expected=f"{n_atoms} atoms", path=path)

@@ -8,16 +8,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import DATA
-from siesta_runs import SMALL, copied, is_run_netcdf, read
 
 import preprocessing.readers.siesta as siesta
+from conftest import DATA
 from hamnet.eigen import eigenstates, eigenvalues
 from hamnet.neighbours import basis_pairs
 from preprocessing.readers.protocol import Run
 from preprocessing.readers.siesta_blocks import density_pauli
 from preprocessing.readers.siesta_output import read_output
 from preprocessing.readers.siesta_tables import read_kpoints
+from siesta_runs import SMALL, copied, is_run_netcdf, read
 
 SETS = {
     "fept_soc": 10,
@@ -110,7 +110,7 @@ def occupied_energy(run: Run, folder) -> float:
 def test_density_times_hamiltonian_is_the_band_energy(small, name):
     run = read(small(name))
     assert trace(run.sample.density, run.sample.hamiltonian) == pytest.approx(
-        occupied_energy(run, small(name)), abs=3e-4
+        occupied_energy(run, small(name)), abs=2e-6
     )
 
 
