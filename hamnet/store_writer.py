@@ -126,10 +126,11 @@ class SampleWriter:
             _write_text(group, "provenance", _json(sample.provenance, f"{sample.name}: provenance"))
             pairs = sample.pairs
             group.attrs["pairs"] = self._write_pairs(pairs, sample.basis)
+            first = "hamiltonian" if sample.overlap is None else "overlap"
             for kind, operator in _operators_of(sample):
                 if operator.pairs is not pairs and not operator.pairs.equals(pairs):
                     raise StoreError(
-                        f"{sample.name}: {kind} has {len(operator.pairs)} pairs, the others {len(pairs)}",
+                        f"{sample.name}: {kind} has {len(operator.pairs)} pairs, {first} {len(pairs)}",
                         expected="all operators of a sample on the same pairs",
                         remedy="bring them to one set with BlockOperator.with_pairs",
                         path=self.path,
