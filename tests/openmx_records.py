@@ -90,3 +90,11 @@ def put(data: bytes, name: str, index: int, value: float) -> bytes:
 def run_file(folder: Path) -> Path:
     (path,) = folder.glob("*.scfout")
     return path
+
+
+def with_text(data: bytes, text: str) -> bytes:
+    """The file with another input text embedded, each line in a record of 256 bytes."""
+    lines = [line.encode() + b"\n\0" for line in text.splitlines()]
+    packed = b"".join(line.ljust(256, b"#") for line in lines)
+    here = find(data, "lines")
+    return data[: here.offset] + np.int32(len(lines)).tobytes() + packed + data[find(data, "text").end :]
