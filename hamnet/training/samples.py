@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,16 @@ import numpy as np
 import torch
 
 from hamnet.basis import Basis
-from hamnet.blocks import BlockOperator, Group, Pairs
-from hamnet.errors import ConfigError, ModelError
+from hamnet.blocks import BlockOperator, Pairs
+from hamnet.errors import ConfigError
+from hamnet.models.guards import renumbered
 from hamnet.sample import Sample
 from hamnet.store import SampleSet
-from hamnet.structure import Structure, frozen
+from hamnet.structure import Structure
 
 from .config import Selection
 
-__all__ = ["SampleList", "renumbered", "select", "split"]
+__all__ = ["SampleList", "select", "split"]
 
 
 class SampleList:
@@ -123,27 +123,6 @@ class SampleList:
             for array in (structure.cell, structure.positions, structure.numbers, structure.moments):
                 digest.update(b"none" if array is None else array.tobytes())
         return digest.hexdigest()
-
-
-def renumbered(pairs: Pairs, old: Basis, new: Basis) -> Pairs:
-    """`pairs` with species numbered as in `new`, which must hold, unchanged, those that occur."""
-    place = np.full(len(old), -1, dtype=np.int64)
-    for index in np.unique(pairs.species).tolist():
-        species = old[index]
-        if species.label not in new.labels:
-            raise ModelError(
-                f"species {species.label!r}",
-                expected=f"one of {', '.join(new.labels)}",
-                remedy="use a model that was trained with this species",
-            )
-        place[index] = new.labels.index(species.label)
-        if new[int(place[index])] != species:
-            Basis((species,)).merged(new)  # raises the error that shows both bases
-    if np.array_equal(place[pairs.species], pairs.species):
-        return pairs
-    # Both bases are sorted alike, so the canonical order of the pairs stays.
-    groups = tuple(Group(int(place[g.row_species]), int(place[g.col_species]), g.pairs) for g in pairs.groups)
-    return replace(pairs, species=frozen(place[pairs.species], np.int64), groups=groups)
 
 
 def select(selections: Sequence[Selection], *, seed: int, key: str) -> SampleList:

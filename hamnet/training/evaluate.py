@@ -1,0 +1,252 @@
+"""Errors of a model on samples with known Hamiltonians: matrix elements and bands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from hamnet.blocks import BlockOperator
+from hamnet.eigen import eigenvalues
+from hamnet.models.guards import check_pairs, check_sample, check_structure, renumbered
+from hamnet.models.io import LoadedModel
+from hamnet.predict import predict_operator
+from hamnet.sample import Sample
+from hamnet.structure import Structure
+from hamnet.units import MEV_PER_EV
+
+from .metrics import ErrorSums
+
+__all__ = ["BandErrors", "Evaluation", "SampleErrors", "compare", "evaluate", "evaluation_mesh", "zero_magnetism"]
+
+_BIN_ANG = 1.0
+_WINDOW_EV = 2.0
+_MESH_SPACING_PER_ANG = 0.4
+_MOST_K = 40
+
+
+@dataclass(frozen=True, slots=True)
+class BandErrors:
+    """|ΔE| of states, compared by index, whose DFT energy lies within the window about the DFT Fermi energy."""
+
+    mean_mev: float
+    max_mev: float
+    n_states: int
+
+
+@dataclass(slots=True)
+class SampleErrors:
+    """Errors of one sample, or of several joined.
+
+    mu_shift_mev : the μ of H + μS that fits best, added in the figures with "mu_aligned".
+    by_distance : sums by bin (−1: on-site; n: from n to n + 1 Å). by_pair : by unordered species pair.
+    no_bands : why there are no band errors, if there are none.
+    """
+
+    name: str
+    total: ErrorSums = field(default_factory=ErrorSums)
+    aligned: ErrorSums = field(default_factory=ErrorSums)
+    zero: ErrorSums = field(default_factory=ErrorSums)
+    zero_magnetism: ErrorSums = field(default_factory=ErrorSums)
+    by_distance: dict[int, ErrorSums] = field(default_factory=dict)
+    by_pair: dict[str, ErrorSums] = field(default_factory=dict)
+    pairs_by_distance: dict[int, int] = field(default_factory=dict)
+    mu_shift_mev: float = 0.0
+    bands: BandErrors | None = None
+    bands_aligned: BandErrors | None = None
+    no_bands: str | None = None
+
+    def join(self, other: SampleErrors) -> None:
+        """Add the sums of another sample (its bands apart)."""
+        for name in ("total", "aligned", "zero", "zero_magnetism"):
+            getattr(self, name).join(getattr(other, name))
+        for name in ("by_distance", "by_pair"):
+            for key, sums in getattr(other, name).items():
+                getattr(self, name).setdefault(key, ErrorSums()).join(sums)
+        for key, n in other.pairs_by_distance.items():
+            self.pairs_by_distance[key] = self.pairs_by_distance.get(key, 0) + n
+
+    def to_dict(self) -> dict[str, Any]:
+        """Keys as documented in ``docs/json.md``."""
+        distances = []
+        for key in sorted(self.by_distance):
+            edges = (0.0, 0.0) if key < 0 else (key * _BIN_ANG, (key + 1) * _BIN_ANG)
+            distances.append(
+                {
+                    "from_ang": edges[0],
+                    "to_ang": edges[1],
+                    "n_pairs": self.pairs_by_distance[key],
+                    **self.by_distance[key].means_mev(),
+                }
+            )
+        return {
+            "name": self.name,
+            **self.total.means_mev(),
+            **{f"{key}_mu_aligned": value for key, value in self.aligned.means_mev().items()},
+            "mu_shift_meV": self.mu_shift_mev,
+            **_band_keys(self.bands, ""),
+            **_band_keys(self.bands_aligned, "_mu_aligned"),
+            "bands_n_states": None if self.bands is None else self.bands.n_states,
+            "bands_missing_because": self.no_bands,
+            "mae_by_distance": distances,
+            "mae_by_species_pair": {key: self.by_pair[key].means_mev() for key in sorted(self.by_pair)},
+            "baselines": {"zero_magnetism": self.zero_magnetism.means_mev(), "zero": self.zero.means_mev()},
+        }
+
+
+def _band_keys(bands: BandErrors | None, suffix: str) -> dict[str, float | None]:
+    return {
+        f"bands_mean_meV{suffix}": None if bands is None else bands.mean_mev,
+        f"bands_max_meV{suffix}": None if bands is None else bands.max_mev,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Errors of all samples together, and of each; `warnings` tell where the model had to extrapolate."""
+
+    total: SampleErrors
+    samples: tuple[SampleErrors, ...]
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        total = self.total.to_dict()
+        del total["name"], total["mu_shift_meV"]
+        return {
+            **total,
+            "n_samples": len(self.samples),
+            "warnings": list(self.warnings),
+            "samples": [sample.to_dict() for sample in self.samples],
+        }
+
+
+def evaluate(
+    loaded: LoadedModel, samples: Iterable[tuple[Sample, ArrayLike | None]], *, bands: bool = True
+) -> Evaluation:
+    """Predict each sample and compare.
+
+    Parameters
+    ----------
+    samples : with each its k points (n, 3) in fractions of the reciprocal vectors, or None for a mesh.
+    bands : whether to compare eigenvalues too, at no more than 40 of the k points, evenly chosen.
+
+    Raises :class:`hamnet.errors.ModelError` for samples of a kind that the model was not trained on.
+    """
+    results: list[SampleErrors] = []
+    warnings: list[str] = []
+    for sample, k_frac in samples:
+        check_sample(loaded, sample)
+        assert sample.hamiltonian is not None
+        pairs = renumbered(sample.hamiltonian.pairs, sample.basis, loaded.model.basis)
+        found = check_structure(loaded, sample.structure) + check_pairs(loaded, sample.structure, pairs)
+        warnings += [f"{sample.name}: {text}" for text in found]
+        predicted = predict_operator(loaded, sample.structure, pairs)
+        predicted = replace(predicted, basis=sample.basis, pairs=sample.hamiltonian.pairs)
+        results.append(compare(predicted, sample, k_frac=k_frac, bands=bands))
+    total = SampleErrors("all")
+    for result in results:
+        total.join(result)
+    total.bands, total.bands_aligned = _joined(r.bands for r in results), _joined(r.bands_aligned for r in results)
+    if total.bands is None and results:
+        total.no_bands = results[0].no_bands
+    return Evaluation(total, tuple(results), tuple(warnings))
+
+
+def _joined(parts: Iterable[BandErrors | None]) -> BandErrors | None:
+    found = [part for part in parts if part is not None and part.n_states]
+    n = sum(part.n_states for part in found)
+    if not n:
+        return None
+    return BandErrors(sum(p.mean_mev * p.n_states for p in found) / n, max(p.max_mev for p in found), n)
+
+
+def compare(
+    predicted: BlockOperator, sample: Sample, *, k_frac: ArrayLike | None = None, bands: bool = True
+) -> SampleErrors:
+    """Errors of `predicted` against the sample's own Hamiltonian, on the same pairs."""
+    true = sample.hamiltonian
+    assert true is not None
+    difference, overlap = predicted - true, sample.operator("overlap").with_pairs(true.pairs)
+    shift = _best_shift(difference, overlap)
+    errors = SampleErrors(sample.name, mu_shift_mev=shift * MEV_PER_EV)
+    lengths = np.linalg.norm(true.pairs.vectors(sample.structure.cell, sample.structure.positions), axis=1)
+    bins = np.where(true.pairs.is_self, -1, np.floor(lengths / _BIN_ANG)).astype(int)
+    without = zero_magnetism(true)
+    groups = zip(true.pairs.groups, difference.blocks, overlap.blocks, true.blocks, without.blocks, strict=True)
+    for group, d, s, h, h_0 in groups:
+        errors.total.add(d)
+        aligned = d.clone()
+        aligned[:, 0] += shift * s[:, 0]
+        errors.aligned.add(aligned)
+        errors.zero.add(h)
+        errors.zero_magnetism.add(h - h_0)
+        names = sorted((true.basis[group.row_species].label, true.basis[group.col_species].label))
+        errors.by_pair.setdefault("-".join(names), ErrorSums()).add(d)
+        for key in np.unique(bins[group.pairs]).tolist():
+            here = torch.as_tensor(np.flatnonzero(bins[group.pairs] == key))
+            errors.by_distance.setdefault(key, ErrorSums()).add(d[here])
+            errors.pairs_by_distance[key] = errors.pairs_by_distance.get(key, 0) + len(here)
+    if bands:
+        _add_bands(errors, predicted, sample, shift, k_frac)
+    else:
+        errors.no_bands = "not asked for"
+    return errors
+
+
+def zero_magnetism(hamiltonian: BlockOperator) -> BlockOperator:
+    """H with its spin-free part kept and everything else zero: what a perfect non-magnetic model would give."""
+    if hamiltonian.n_spin == 1:
+        return hamiltonian
+    keep = torch.zeros(hamiltonian.n_spin, 1, 1)
+    keep[0] = 1
+    return hamiltonian.map(lambda block: block * keep.to(block.dtype))
+
+
+def _best_shift(difference: BlockOperator, overlap: BlockOperator) -> float:
+    """μ that makes ΔH + μS smallest in the least-squares sense over all stored elements, eV."""
+    product = square = 0.0
+    for d, s in zip(difference.blocks, overlap.blocks, strict=True):
+        product += float((d[:, 0].real * s[:, 0]).sum())
+        square += float((s**2).sum())
+    return -product / square
+
+
+def _add_bands(
+    errors: SampleErrors, predicted: BlockOperator, sample: Sample, shift: float, k_frac: ArrayLike | None
+) -> None:
+    if sample.fermi_energy_ev is None:
+        errors.no_bands = "the sample has no Fermi energy"
+        return
+    assert sample.hamiltonian is not None
+    k_frac = evaluation_mesh(sample.structure) if k_frac is None else np.asarray(k_frac, dtype=np.float64)
+    k_frac = k_frac[:: -(-len(k_frac) // _MOST_K)]
+    overlap = sample.operator("overlap")
+    true, found = (eigenvalues(h, overlap, k_frac) for h in (sample.hamiltonian, predicted))
+    inside = np.abs(true - sample.fermi_energy_ev) <= _WINDOW_EV
+    if not inside.any():
+        errors.no_bands = f"no state within {_WINDOW_EV:g} eV of the Fermi energy"
+        return
+    difference = (found - true)[inside] * MEV_PER_EV
+    errors.bands = _band_errors(difference)
+    # H + μS has the eigenvalues E + μ.
+    errors.bands_aligned = _band_errors(difference + shift * MEV_PER_EV)
+
+
+def _band_errors(difference_mev: NDArray[np.float64]) -> BandErrors:
+    size = np.abs(difference_mev)
+    return BandErrors(float(size.mean()), float(size.max()), size.size)
+
+
+def evaluation_mesh(structure: Structure) -> NDArray[np.float64]:
+    """(n, 3) Γ-centred mesh with about 0.4 1/Å between points, one point along a vector without neighbours beyond.
+
+    Points along b_i are counted from the height of the cell, so that slabs with vacuum get one point across.
+    """
+    heights = 1 / np.linalg.norm(np.linalg.inv(structure.cell), axis=0)
+    counts = np.where(structure.pbc, np.maximum(1, np.rint(2 * np.pi / heights / _MESH_SPACING_PER_ANG)), 1).astype(int)
+    axes = [np.arange(n) / n for n in counts]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
