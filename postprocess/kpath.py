@@ -6,6 +6,7 @@ turn them into Γ and X₁.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ def _coordinates(text: str) -> NDArray[np.float64]:
     return np.array(values)
 
 
-def _corners(text: str, known: dict[str, NDArray]) -> list[list[_Corner]]:
+def _corners(text: str, known: dict[str, NDArray], structure: Structure) -> list[list[_Corner]]:
     """Sections of corners from ``GMKG``, ``GX|YG``, ``GX,YG``, ``0,0,0 1/2,0,0``, ``G=0,0,0 M=1/2,0,0 | K G``."""
     sections: list[list[_Corner]] = [[]]
     own = dict(known)
@@ -132,7 +133,7 @@ def _corners(text: str, known: dict[str, NDArray]) -> list[list[_Corner]]:
             sections[-1].append((label, own[label]))
         elif re.match(r"[-+.\d]", token):
             k_frac = _coordinates(token)
-            sections[-1].append((_name_of(k_frac, own), k_frac))
+            sections[-1].append((_name_of(k_frac, _images(structure, own)), k_frac))
         else:
             for number, word in enumerate(token.split(",")):
                 if number:
@@ -166,11 +167,20 @@ def _short(k_frac: NDArray) -> str:
     return " ".join(str(Fraction(float(x)).limit_denominator(12)) if abs(x) > 1e-9 else "0" for x in k_frac)
 
 
-def _name_of(k_frac: NDArray, known: dict[str, NDArray]) -> str:
-    """Label of a point up to a reciprocal vector, empty if it has none. The tolerance is that of printed digits."""
-    for label, point in known.items():
-        offset = k_frac - point
-        if np.abs(offset - np.rint(offset)).max() < 1e-4:
+def _images(structure: Structure, known: dict[str, NDArray]) -> dict[str, NDArray[np.float64]]:
+    """All points (m, 3) that the point group of the lattice makes of each special point."""
+    metric = structure.cell @ structure.cell.T
+    # In a cell that is not far from reduced the group's matrices hold nothing but these numbers.
+    entries = np.array(list(itertools.product((-1, 0, 1), repeat=9)), dtype=np.float64).reshape(-1, 3, 3)
+    kept = np.abs(entries @ metric @ entries.swapaxes(1, 2) - metric).max(axis=(1, 2)) < 1e-3 * metric.max()
+    return {label: point @ entries[kept].swapaxes(1, 2) for label, point in known.items()}
+
+
+def _name_of(k_frac: NDArray, images: dict[str, NDArray]) -> str:
+    """Label of a point up to the lattice's symmetry, empty if it has none. The tolerance is that of printed digits."""
+    for label, points in images.items():
+        offset = k_frac - points
+        if np.abs(offset - np.rint(offset)).max(axis=-1).min() < 1e-4:
             return label
     return ""
 
@@ -192,7 +202,7 @@ def k_path(
     if n_points < 2:
         raise ConfigError(f"{n_points} points along the path", expected="2 or more")
     known, usual = special_points(structure, structure.pbc if periodic is None else periodic)
-    sections = _corners(usual if text is None else text, {"G": np.zeros(3)} | known)
+    sections = _corners(usual if text is None else text, {"G": np.zeros(3)} | known, structure)
     lengths = [_steps(structure, np.array([k for _, k in section])) for section in sections]
     total = sum(float(length.sum()) for length in lengths)
     if total == 0 and sum(map(len, lengths)):
@@ -229,6 +239,7 @@ def k_path_through(
         jump = ~like_either & (size > 1.5 * beside) & (beside > 0)
         starts = [0, *(np.flatnonzero(jump) + 1).tolist()]
     known, _ = special_points(structure, structure.pbc if periodic is None else periodic)
+    images = _images(structure, known)
     corners, names = [], []
     for first, end in zip(starts, (*starts[1:], len(k_frac)), strict=True):
         moving = first + np.flatnonzero(size[first : end - 1] > same)
@@ -236,7 +247,7 @@ def k_path_through(
         turned = np.linalg.norm(np.diff(unit, axis=0), axis=1) > 1e-3
         section = np.r_[first, moving[1:][turned], end - 1] if end - first > 1 else np.array([first])
         corners.append(section)
-        names.append([_name_of(k_frac[i], known) for i in section])
+        names.append([_name_of(k_frac[i], images) for i in section])
     return _path(structure, k_frac, starts, corners, names)
 
 

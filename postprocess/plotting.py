@@ -92,6 +92,7 @@ def band_figure(
     _band_axes(axes, path, window_ev)
     if handles:
         _legend(figure, handles)
+    _separate_labels(figure, axes)
     return figure
 
 
@@ -262,7 +263,7 @@ def dos_figure(
         axes.set_ylim(0, None)
     axes.set_xlabel(_ZERO_LABEL, fontsize=_LABEL_PT)
     axes.set_ylabel("DOS (states/eV per cell)", fontsize=_LABEL_PT)
-    axes.axvline(0, color="0.4", lw=0.6, ls=(0, (4, 3)), zorder=0)
+    axes.axvline(0, color="0.4", lw=0.6, ls=(0, (4, 3)), zorder=1.5)
     _frame(axes)
     if len(handles) > 1:
         _legend(figure, handles)
@@ -290,17 +291,35 @@ def _frame(axes: Axes) -> None:
 
 
 def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
-    # Above the frame: no curve runs through it.
-    figure.legend(
-        handles=list(handles),
-        loc="outside upper center",
-        ncols=min(len(handles), 4),
-        fontsize=_TICK_PT,
-        frameon=False,
-        handlelength=1.6,
-        columnspacing=1.2,
-        borderpad=0.1,
-    )
+    """A legend above the frame, where no curve runs through it, with as many columns as fit."""
+    for columns in range(min(len(handles), 4), 0, -1):
+        legend = figure.legend(
+            handles=list(handles),
+            loc="outside upper center",
+            ncols=columns,
+            fontsize=_TICK_PT,
+            frameon=False,
+            handlelength=1.6,
+            columnspacing=1.2,
+            borderpad=0.1,
+        )
+        if columns == 1 or legend.get_window_extent().width < 0.98 * figure.bbox.width:
+            return
+        legend.remove()
+
+
+def _separate_labels(figure: Figure, axes: Axes) -> None:
+    """Labels of ticks that would touch the one before stand one line lower."""
+    figure.draw_without_rendering()
+    labels = axes.get_xticklabels()
+    texts = [label.get_text() for label in labels]
+    ends = [-np.inf, -np.inf]
+    for number, label in enumerate(labels):
+        box = label.get_window_extent()
+        row = 0 if box.x0 > ends[0] + 2 or box.x0 <= ends[1] + 2 else 1
+        texts[number] = "\n" * row + texts[number]
+        ends[row] = box.x1
+    axes.set_xticks(axes.get_xticks(), texts, fontsize=_LABEL_PT)
 
 
 def _pretty(label: str) -> str:

@@ -1,6 +1,7 @@
 """Figures and the tables beside them."""
 
 import csv
+import itertools
 import sys
 
 import matplotlib as mpl
@@ -67,6 +68,30 @@ def test_all_text_lies_inside_the_figure_and_is_large_enough(bands, dos):
                 assert frame.contains(*box.min), text.get_text()
                 assert frame.contains(*box.max), text.get_text()
         assert figure.get_size_inches()[0] == pytest.approx(3.4)
+
+
+def test_long_names_and_crowded_paths_do_not_run_into_each_other():
+    structure, h, s = honeycomb(-1.0, 0.3)
+    path = k_path(structure, "GMKG M|KM G|MK MK", n_points=300, periodic=SLAB)
+    states = solve_bands(h, s, path.k_frac)
+    figure = band_figure(
+        path,
+        states,
+        zero_ev=0.0,
+        label="a_rather_long_name/of_a_sample_of_a_set/r0001",
+        reference_ev=states.energies_ev,
+        reference_label="another_rather_long_name/of_its_run/r0002",
+    )
+    FigureCanvasAgg(figure).draw()
+    labels = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
+    assert len(labels) == 10
+    lines = [text.get_window_extent() for text in figure.legends[0].get_texts()]
+    assert all(figure.bbox.contains(*corner) for box in lines for corner in (box.min, box.max))
+    # A label on the second line has an empty first one, which lies above its own text.
+    rows = [label.get_text().count("\n") for label in figure.axes[0].get_xticklabels()]
+    for row in (0, 1):
+        boxes = [box for box, own in zip(labels, rows, strict=True) if own == row]
+        assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
 
 
 def _is_hidden_tick(text, figure) -> bool:

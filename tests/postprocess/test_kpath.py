@@ -164,3 +164,11 @@ def test_path_through_printed_points_finds_corners_jumps_and_names():
     assert jump.labels == ("G", "M|K", "G")
     assert len(jump.sections) == 2
     assert jump.distance[11] == jump.distance[12]
+
+
+def test_printed_points_get_the_name_of_their_equivalents_in_the_lattice():
+    structure = structure_of(np.diag([3.0, 3.0, 4.0]))
+    special, _ = special_points(structure)
+    assert special["X"].tolist() == [0, 0.5, 0]
+    assert k_path_through(structure, [[0, 0, 0], [0.25, 0, 0], [0.5, 0, 0]]).labels == ("G", "X")
+    assert k_path(structure, "0,0,0 1/2,0,0 0,0,1/2").labels == ("G", "X", "Z")
