@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .blocks import BlockOperator, Pairs
     from .errors import HamnetError
     from .sample import Sample
+    from .store import SampleSet, write_samples
     from .structure import Structure
 
 __all__ = [
@@ -21,10 +22,12 @@ __all__ = [
     "HamnetError",
     "Pairs",
     "Sample",
+    "SampleSet",
     "Shell",
     "SpeciesBasis",
     "Structure",
     "__version__",
+    "write_samples",
 ]
 
 __version__ = "0.1.0"
@@ -35,9 +38,11 @@ _HOME = {
     "HamnetError": "errors",
     "Pairs": "blocks",
     "Sample": "sample",
+    "SampleSet": "store",
     "Shell": "basis",
     "SpeciesBasis": "basis",
     "Structure": "structure",
+    "write_samples": "store",
 }
 """Module of each public name."""
 

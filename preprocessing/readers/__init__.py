@@ -88,8 +88,13 @@ def _runs_below(folder: Path) -> Iterator[Path]:
     if any(files_ending(folder, ending) for ending in _TRACES):
         yield folder
         return
-    inside = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    if not inside and not any(folder.iterdir()):
+    try:
+        entries = list(folder.iterdir())
+    except PermissionError:
+        yield folder
+        return
+    inside = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    if not entries:
         yield folder  # a run that never started
     for entry in inside:
         yield from _runs_below(entry)

@@ -306,5 +306,17 @@ def test_a_killed_worker_is_reported_with_a_remedy():
         list(completed(signal.raise_signal, [signal.SIGKILL, signal.SIGKILL], jobs=2))
 
 
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    script = textwrap.dedent("""
+        import os, signal, time
+        from preprocessing.pool import completed
+        for _ in completed(time.sleep, [0.0, 0.0, 600.0, 600.0], jobs=2):
+            os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    # The workers inherit stdout: it is at its end when the last of them has gone.
+    process = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=False, timeout=60)
+    assert process.returncode == -signal.SIGKILL
+
+
 def test_workers_use_one_thread_each():
     assert dict(completed(operator.call, [torch.get_num_threads, torch.get_num_threads], jobs=2)) == {0: 1, 1: 1}
