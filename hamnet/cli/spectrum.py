@@ -152,7 +152,7 @@ def zero_of(args: argparse.Namespace, source: Source, counted: FermiLevel | None
     from postprocess.fermi import fermi_level
 
     # A Fermi level in a predicted sample would be that of another Hamiltonian.
-    own = None if "model" in source.sample.provenance else source.sample.fermi_energy_ev
+    own = None if source.sample.provenance.get("predicted") else source.sample.fermi_energy_ev
     if args.fermi is not None:
         return Zero(args.fermi, "given")
     if own is not None and args.electrons is None and not args.count:

@@ -16,7 +16,7 @@ from preprocessing.readers import read_run
 
 @pytest.fixture
 def vector_run(tracked):
-    """NiBr2 monolayer with spin–orbit, constrained: 15 + 2 × 7.5 … electrons, with a band file."""
+    """NiBr2 monolayer with spin–orbit and constrained moment, 30 electrons; Ni 3p lies more than 60 eV down."""
     return tracked("openmx/nibr2_1x1_nc")
 
 
@@ -40,7 +40,7 @@ def _predicted(sample, shift_ev: float = 0.0):
         + sample.overlap.with_spin(4).with_pairs(sample.hamiltonian.pairs).to(sample.hamiltonian.dtype) * shift_ev
     )
     return replace(
-        sample, name="predicted", hamiltonian=moved, fermi_energy_ev=None, provenance={"model": "test"}, density=None
+        sample, name="predicted", hamiltonian=moved, fermi_energy_ev=None, provenance={"predicted": True}, density=None
     )
 
 
@@ -107,7 +107,7 @@ def test_overlay_is_drawn_unshifted_and_its_difference_reported(vector_run, call
 def test_density_of_states_counts_the_electrons_of_the_run(vector_run, call, tmp_path, method):
     code, result, _ = call(
         *("dos", vector_run, "--mesh", 6, 6, 1, "--project", "species", "--method", method, "--width", 0.02),
-        *("--window", -60, 900, "--json", "-o", tmp_path / "d.png"),
+        *("--window", -120, 120, "--json", "-o", tmp_path / "d.png"),
     )
     assert code == 0
     assert result["n_electrons"] == 30
