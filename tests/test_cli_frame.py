@@ -110,7 +110,7 @@ def test_debug_shows_the_traceback(verb):
 
 
 def test_a_missing_file_is_bad_input_and_is_named(verb, capsys):
-    verb(lambda args: open("/nowhere/at/all"))  # noqa: PTH123, SIM115
+    verb(lambda args: open("/nowhere/at/all"))  # noqa: PTH123
     assert main(["check"]) == 2
     assert "No such file or directory: '/nowhere/at/all'" in capsys.readouterr().err
 

@@ -26,7 +26,7 @@ TABLE = {
         {"hamnet", "hamnet.cli", "hamnet.models", "hamnet.predict", "hamnet.training", "postprocess", "preprocessing"},
         ARRAYS | {"ase", "rich"},
     ),
-    "preprocessing": ({"hamnet", "preprocessing"}, ARRAYS | {"ase", "netCDF4", "zstandard"}),
+    "preprocessing": ({"hamnet", "preprocessing"}, ARRAYS | {"ase", "h5py", "zstandard"}),
     "postprocess": ({"hamnet", "postprocess"}, ARRAYS | {"ase", "matplotlib"}),
 }
 SLOW = {"torch", "lightning", "matplotlib", "torch_geometric", "sisl", "e3nn", "scipy", "h5py", "ase", "netCDF4"}

@@ -82,7 +82,7 @@ def test_mulliken_electrons_add_up_to_all_electrons_and_moments_to_the_total_spi
 
 
 def test_moments_averaged_over_rows_and_columns_turn_with_the_crystal_and_flip_under_time_reversal(filled):
-    structure, hamiltonian, overlap, density, _ = filled
+    _, hamiltonian, overlap, density, _ = filled
     _, moments = mulliken(density, overlap)
     for operation in (ROTATION, -ROTATION):
         turned_density, _ = _density(rotate(hamiltonian, operation), rotate(overlap, operation))
