@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -14,12 +16,18 @@ from hamnet.structure import Structure, frozen
 
 from .io import LoadedModel
 
-__all__ = ["check_basis", "check_pairs", "check_sample", "check_structure", "renumbered"]
+__all__ = ["check_basis", "check_pairs", "check_sample", "check_structure", "choice_of", "renumbered"]
 
 _TRANSVERSE_MUB = 1e-3
 _MOMENT_MARGIN = 0.2
 _LENGTH_MARGIN_ANG = 0.3
 _BEYOND_REACH_ANG = 1e-3
+
+
+def choice_of(provenance: Mapping[str, Any], name: str) -> str | None:
+    """What a reader chose (``constraint``, ``moments``), without its reason; None where there was nothing to choose."""
+    choice = (provenance.get("choices") or {}).get(name)
+    return choice.get("value") if isinstance(choice, Mapping) else choice
 
 
 def check_structure(loaded: LoadedModel, structure: Structure) -> list[str]:
@@ -140,7 +148,7 @@ def check_sample(loaded: LoadedModel, sample: Sample) -> None:
             "spin–orbit coupling", on[bool(sample.spin_orbit)], on[bool(data.spin_orbit)],
             "use a model that was trained with the same setting",
         )  # fmt: skip
-    choice = sample.provenance.get("choices", {}).get("constraint")
+    choice = choice_of(sample.provenance, "constraint")
     if choice != data.constraint and "keep" in (choice, data.constraint):
         refuse(
             "constraint penalty", choice or "none", data.constraint or "none",

@@ -9,12 +9,13 @@ import numpy as np
 
 from hamnet.basis import Basis
 from hamnet.errors import ConfigError
+from hamnet.models.guards import choice_of
 from hamnet.models.io import TrainedOn
 from hamnet.models.irreps import Mode
 
 from .samples import SampleList
 
-__all__ = ["Survey", "choose_magnetic", "choose_mode", "constraint_of", "survey"]
+__all__ = ["Survey", "choose_magnetic", "choose_mode", "survey"]
 
 _LEAST_MOMENT_MUB = 0.5
 _LEAST_PRESCRIBED_MUB = 0.02
@@ -39,11 +40,6 @@ class Survey:
     n_pairs: int
 
 
-def constraint_of(provenance: dict) -> str | None:
-    """What the reader did with a direction constraint: subtract, keep, or None where the run had none."""
-    return provenance.get("choices", {}).get("constraint")
-
-
 def survey(samples: SampleList) -> Survey:
     """Look at all samples without reading their blocks.
 
@@ -64,8 +60,8 @@ def survey(samples: SampleList) -> Survey:
         facts["spin–orbit coupling"].setdefault(samples.spin_orbit(index), name)
         facts["code"].setdefault(provenance.get("code"), name)
         facts["functional"].setdefault(provenance.get("settings", {}).get("xc"), name)
-        constraints.setdefault(constraint_of(provenance), name)
-        prescribed.append(provenance.get("choices", {}).get("moments") == "initial")
+        constraints.setdefault(choice_of(provenance, "constraint"), name)
+        prescribed.append(choice_of(provenance, "moments") == "initial")
         species = own.species_of(structure)
         if structure.moments is not None:
             sizes = np.linalg.norm(structure.moments, axis=1)

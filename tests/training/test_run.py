@@ -1,0 +1,163 @@
+"""Training runs on real SIESTA output: they learn, are reproducible, and after a kill go on as if never killed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from hamnet.errors import ConfigError
+from hamnet.models.io import load_model
+from hamnet.training.config import load_config
+from hamnet.training.run import train
+
+LOSSES = ("train_loss", "val_mae_meV", "learning_rate")
+
+
+def history(folder: Path) -> list[dict[str, str]]:
+    with (folder / "history.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def losses(folder: Path) -> list[tuple[str, ...]]:
+    return [tuple(row[name] for name in ("epoch", "step", *LOSSES)) for row in history(folder)]
+
+
+def test_training_reduces_the_error_of_seen_and_unseen_crystals(tiny, tmp_path):
+    result = train(tiny("training.epochs=40", "output.validate_every=10")).to_dict()
+    rows = history(tmp_path / "run")
+    assert [int(row["epoch"]) for row in rows] == list(range(40))
+    assert float(rows[-1]["train_loss"]) < 0.4 * float(rows[0]["train_loss"])
+    validated = [float(row["val_mae_meV"]) for row in rows if row["val_mae_meV"]]
+    assert len(validated) == 4
+    assert validated[-1] < 0.7 * validated[0]
+    assert result["mode"] == "soc"
+    assert result["magnetic"] == ["Fe_fept_SOC", "Pt_fept_SOC"]  # prescribed moments, Pt's as well
+    assert result["errors"]["validation"]["mae_meV"] <= validated[-1] * (1 + 1e-5)
+
+
+def test_same_seed_gives_the_same_weights_and_another_seed_others(tiny, tmp_path):
+    states = []
+    for number, seed in enumerate((0, 0, 1)):
+        train(tiny(f"output.dir={tmp_path / str(number)}", seed=seed))
+        states.append(load_model(tmp_path / str(number) / "model.safetensors").model.state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert not all(torch.equal(states[0][key], states[2][key]) for key in states[0])
+
+
+def test_a_run_killed_by_sigkill_and_resumed_has_the_losses_of_an_uninterrupted_one(tiny, tmp_path):
+    # The schedule with most state: its factor depends on all validations so far.
+    options = ("optimiser.schedule=plateau", "optimiser.plateau_patience=1", "training.epochs=12")
+    train(tiny(*options, f"output.dir={tmp_path / 'whole'}"))
+    command = [sys.executable, "-m", "hamnet.cli.main", "train", "train.toml", "--resume"]
+    for option in options:
+        command += ["--set", option]
+    process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    limit = time.monotonic() + 120
+    try:
+        while not (checkpoint.exists() and len(history(tmp_path / "run")) >= 3):
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = losses(tmp_path / "run")
+    assert 3 <= len(done) < 12, "killed too late to show anything"
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    train(tiny(*options), resume=True)
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    whole, resumed = (load_model(tmp_path / name / "model.safetensors").model for name in ("whole", "run"))
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_resuming_a_finished_run_trains_no_further(tiny, tmp_path):
+    first = train(tiny()).to_dict()
+    again = train(tiny(), resume=True).to_dict()
+    assert (again["epochs"], again["steps"]) == (first["epochs"], first["steps"])
+    assert again["errors"] == first["errors"]
+
+
+def test_resuming_with_more_epochs_goes_on(tiny, tmp_path):
+    train(tiny())
+    result = train(tiny("training.epochs=5"), resume=True).to_dict()
+    assert result["epochs"] == 5
+    assert [int(row["epoch"]) for row in history(tmp_path / "run")] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("change", ["optimiser.lr=0.1", "model.channels=8", "training.seed=7", "training.loss=mse"])
+def test_a_run_cannot_be_resumed_as_another_one(tiny, change):
+    train(tiny())
+    with pytest.raises(ConfigError, match="as in the run to be resumed"):
+        train(tiny(change), resume=True)
+
+
+def test_a_run_cannot_be_resumed_on_other_samples(tiny, tmp_path):
+    train(tiny())
+    with pytest.raises(ConfigError, match="not those of the run to be resumed"):
+        train(tiny(f"data.train={{path='{tmp_path}/fept.h5', names='*base'}}"), resume=True)
+
+
+def test_a_damaged_checkpoint_is_named(tiny, tmp_path):
+    train(tiny())
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(ConfigError, match=r"last\.ckpt.*damaged.*--overwrite"):
+        train(tiny(), resume=True)
+
+
+def test_a_folder_with_a_run_is_not_overwritten_unasked(tiny, tmp_path):
+    train(tiny())
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match=r"holds a run.*--resume.*--overwrite"):
+        train(tiny())
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+    train(tiny(seed=3), overwrite=True)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() != before
+
+
+def test_a_limit_of_minutes_ends_the_run_with_its_schedule_complete(tiny, tmp_path):
+    result = train(tiny("training.epochs=0", "training.max_minutes=0.03")).to_dict()
+    assert 1.5 < result["elapsed_s"] < 10
+    rates = [float(row["learning_rate"]) for row in history(tmp_path / "run")]
+    assert rates[-1] < 0.2 * max(rates)
+
+
+def test_the_folder_of_a_run_holds_what_is_needed_to_repeat_it(tiny, tmp_path):
+    train(tiny())
+    run = tmp_path / "run"
+    assert {"config.json", "history.csv", "model.safetensors", "result.json"} <= {p.name for p in run.iterdir()}
+    assert any((run / "tensorboard").iterdir())
+    assert not list(run.rglob("*.tmp"))
+    assert json.loads((run / "config.json").read_text())["training"]["epochs"] == 3
+    train(load_config(run / "config.json", [f"output.dir={tmp_path / 'again'}"]))
+    first, again = (load_model(tmp_path / name / "model.safetensors").model for name in ("run", "again"))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("extra", [("data.cache=none",), ("data.workers=1", "data.cache=none")])
+def test_reading_samples_again_or_ahead_changes_no_loss(tiny, tmp_path, extra):
+    train(tiny("training.epochs=1"))
+    train(tiny("training.epochs=1", *extra, f"output.dir={tmp_path / 'other'}"))
+    assert losses(tmp_path / "other") == losses(tmp_path / "run")
+
+
+def test_validation_every_few_epochs_validates_the_last_weights_too(tiny, tmp_path):
+    result = train(tiny("training.epochs=3", "output.validate_every=2", "output.export=last")).to_dict()
+    assert result["exported"] == "last"
+    assert result["errors"]["validation"]["mae_meV"] > 0
+
+
+def test_double_precision_training_gives_a_double_precision_model(tiny, tmp_path):
+    train(tiny("training.dtype=float64", "training.epochs=1"))
+    assert next(load_model(tmp_path / "run" / "model.safetensors").model.parameters()).dtype == torch.float64
