@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import netCDF4
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,9 +23,9 @@ from .siesta_bands import band_reference, eig_reference
 from .siesta_blocks import BlockLayout, density_pauli, hamiltonian_pauli, shifts_from_images, shifts_from_vectors
 from .siesta_crystal import Crystal, read_crystal
 from .siesta_files import RunFiles, find_run_files, looks_like_siesta, missing
-from .siesta_ions import NETCDF_ERRORS
 from .siesta_matrices import Pattern, SiestaMatrices, read_dm, read_hsx, read_netcdf_matrices
 from .siesta_moments import initial_moments, is_single_diagonalisation
+from .siesta_netcdf import open_netcdf
 from .siesta_output import MainOutput, read_output
 from .siesta_tables import Eigenvalues, read_eig, read_forces
 from .siesta_units import SiestaUnits, choose_units
@@ -131,16 +130,8 @@ def _read_matrices(files: RunFiles, notes: _Notes) -> tuple[SiestaMatrices, Path
     double = None
     if netcdf is not None:
         content = bytes(read_buffer(netcdf))
-        try:
-            with netCDF4.Dataset("run", memory=content) as dataset:
-                double = read_netcdf_matrices(dataset, netcdf)
-        except NETCDF_ERRORS as error:
-            raise ReaderError(
-                f"cannot be read: {error}",
-                expected="a NetCDF file of SIESTA",
-                remedy="copy it again, or remove it to use the .HSX",
-                path=netcdf,
-            ) from error
+        with open_netcdf(content, netcdf) as root:
+            double = read_netcdf_matrices(root, netcdf)
         if double is not None:
             chosen = double, netcdf, hashlib.sha256(content).hexdigest()
     if double is None and single is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import netCDF4
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,8 +14,9 @@ from hamnet.structure import Structure
 
 from .compressed import companion, read_buffer
 from .siesta_files import RunFiles, missing
-from .siesta_ions import NETCDF_ERRORS, Ion, ion_from_group, read_ion
+from .siesta_ions import Ion, ion_from_group, read_ion
 from .siesta_matrices import SiestaCell, SiestaMatrices
+from .siesta_netcdf import open_netcdf
 from .siesta_tables import Geometry, read_orbital_index, read_struct, read_xv
 from .siesta_units import SiestaUnits
 
@@ -137,19 +137,10 @@ def _ion(files: RunFiles, label: str) -> Ion:
 
 def _ion_of_run(path: Path, label: str) -> Ion | None:
     """The species as the ``.nc`` of the run holds it, or None."""
-    content = bytes(read_buffer(path))
-    try:
-        with netCDF4.Dataset("run", memory=content) as dataset:
-            groups = dataset.groups["BASIS"].groups if "BASIS" in dataset.groups else {}
-            group = next((g for g in groups.values() if str(g.getncattr("Label")).strip() == label), None)
-            return None if group is None or "orbnl_l" not in group.variables else ion_from_group(group, path)
-    except NETCDF_ERRORS as error:
-        raise ReaderError(
-            f"cannot be read: {error}",
-            expected=f"species {label} in group BASIS",
-            remedy=f"copy {label}.ion.nc or {label}.ion.xml from the folder where SIESTA ran",
-            path=path,
-        ) from error
+    with open_netcdf(bytes(read_buffer(path)), path) as root:
+        groups = root.groups["BASIS"].groups if "BASIS" in root.groups else {}
+        group = next((g for g in groups.values() if str(g.attribute("Label")).strip() == label), None)
+        return None if group is None or not group.has("orbnl_l") else ion_from_group(group, path)
 
 
 def _check_orbitals(files: RunFiles, matrices: SiestaMatrices, atoms: tuple[Ion, ...]) -> None:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import netCDF4
 import numpy as np
 
 from hamnet.basis import Shell, SpeciesBasis
 from hamnet.errors import ReaderError
 
 from .compressed import companion, read_buffer, read_text
+from .siesta_netcdf import NetcdfGroup, open_netcdf
 from .siesta_units import SiestaUnits
 
-__all__ = ["NETCDF_ERRORS", "Ion", "IonShell", "Projector", "ion_from_group", "read_ion"]
-
-NETCDF_ERRORS = (OSError, RuntimeError, KeyError, IndexError, AttributeError, ValueError)
-"""What netCDF4 raises on damaged files, or on files without the variable or attribute asked for."""
+__all__ = ["Ion", "IonShell", "Projector", "ion_from_group", "read_ion"]
 
 _LETTERS = "spdfghik"
 _CUTOFF_DIGITS = 8  # .ion.xml has 12 significant digits, .ion.nc 16: both shall give the same basis
@@ -97,12 +95,8 @@ def read_ion(folder: Path, label: str) -> Ion:
     """
     netcdf = companion(folder, f"{label}.ion.nc")
     if netcdf is not None:
-        content = bytes(read_buffer(netcdf))
-        try:
-            with netCDF4.Dataset("ion", memory=content) as dataset:
-                return ion_from_group(dataset, netcdf)
-        except NETCDF_ERRORS as error:
-            raise _damaged(netcdf, error) from error
+        with open_netcdf(bytes(read_buffer(netcdf)), netcdf) as group:
+            return ion_from_group(group, netcdf)
     xml = companion(folder, f"{label}.ion.xml")
     if xml is None:
         raise ReaderError(
@@ -117,38 +111,29 @@ def read_ion(folder: Path, label: str) -> Ion:
         raise _damaged(xml, error) from error
 
 
-def ion_from_group(group: Any, path: Path) -> Ion:
+def ion_from_group(group: NetcdfGroup, path: Path) -> Ion:
     """The species in an ``.ion.nc`` or in one group of BASIS in the ``.nc`` of a run (the same variables)."""
-    values = {
-        name: np.ma.asarray(group.variables[name][:]).filled(np.nan if "cut" in name or "ekb" in name else 0)
-        for name in ("orbnl_n", "orbnl_l", "orbnl_z", "orbnl_ispol", "orbnl_pop", "cutoff")
-    }
-    projectors = ()
-    for table in ("orb", "proj"):  # a truncated NetCDF 3 file reads as zeros
-        rows = np.ma.asarray(group.variables[table][:]) if table in group.variables else np.ones((1, 1))
-        if not np.ma.filled(rows, 0).any(axis=1).all():
-            raise ReaderError(
-                f"empty radial functions in {table}",
-                expected="a complete species file",
-                remedy="copy the file again from the folder where SIESTA ran",
-                path=path,
-            )
-    if "kbcutoff" in group.variables:
-        l, energy, cutoff = (np.asarray(group.variables[name][:]) for name in ("pjnl_l", "pjnl_ekb", "kbcutoff"))
-        projectors = tuple(Projector(int(a), float(b), float(c)) for a, b, c in zip(l, energy, cutoff, strict=True))
-    shells = tuple(
-        IonShell(int(n), int(l), int(z), bool(p), float(q), float(c))
-        for n, l, z, p, q, c in zip(*values.values(), strict=True)
-    )
-    attribute = {name: group.getncattr(name) for name in ("Label", "Atomic_number", "Valence_charge")}
+
+    def columns(*names: str) -> Iterator[tuple]:
+        arrays = [group.array(name) for name in names]
+        if any(a is None for a in arrays) or len({len(a) for a in arrays if a is not None}) != 1:
+            raise ValueError(f"{', '.join(names)} of different lengths or never written")
+        return zip(*(a.tolist() for a in arrays if a is not None), strict=True)
+
+    for table in ("orb", "proj"):  # a truncated classic file may read as zeros
+        rows = group.array(table) if group.has(table) else np.ones((1, 1))
+        if rows is None or not rows.any(axis=1).all():
+            raise ValueError(f"empty radial functions in {table}")
+    shells = columns("orbnl_n", "orbnl_l", "orbnl_z", "orbnl_ispol", "orbnl_pop", "cutoff")
+    projectors = columns("pjnl_l", "pjnl_ekb", "kbcutoff") if group.has("kbcutoff") else ()
     return _checked(
         Ion(
-            str(attribute["Label"]).strip(),
-            int(attribute["Atomic_number"]),
-            float(attribute["Valence_charge"]),
-            shells,
-            projectors,
-            path,
+            label=str(group.attribute("Label")).strip(),
+            number=int(group.attribute("Atomic_number")),
+            valence=float(group.attribute("Valence_charge")),
+            shells=tuple(IonShell(int(n), int(l), int(z), bool(p), float(q), float(c)) for n, l, z, p, q, c in shells),
+            projectors=tuple(Projector(int(l), float(e), float(c)) for l, e, c in projectors),
+            path=path,
         )
     )
 

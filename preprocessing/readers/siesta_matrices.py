@@ -9,19 +9,20 @@ import math
 from dataclasses import dataclass
 from mmap import mmap
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hamnet.errors import ReaderError
 
+from .siesta_netcdf import NetcdfGroup
 from .siesta_records import Records
 
 __all__ = ["Pattern", "SiestaCell", "SiestaMatrices", "read_dm", "read_hsx", "read_netcdf_matrices"]
 
 _LABEL_BYTES = 20
-_FILL = 1e36  # NetCDF's fill value of doubles is 9.97e36
+_HUGE = 1e30  # SIESTA's mark for an E_F that was not computed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -268,7 +269,7 @@ def _read_hsx1(records: Records, version: int) -> SiestaMatrices:
         orbital_l=np.concatenate([quantum[s] for s in species_of]).astype(np.int64),
         vectors_bohr=None,
         cell=cell,
-        fermi_ry=fermi if abs(fermi) < _FILL else None,
+        fermi_ry=fermi if abs(fermi) < _HUGE else None,
         format_name=f"HSX version {version}",
     )
 
@@ -294,39 +295,31 @@ def read_dm(data: bytes | mmap, path: Path, *, n_orbitals: int, n_spin: int) -> 
     return pattern, density
 
 
-def _filled(variable: Any) -> NDArray | None:
-    """The values, or None where SIESTA made room for them but never wrote them."""
-    values = np.ma.asarray(variable[:])
-    if np.ma.getmaskarray(values).any():
-        return None
-    array = np.asarray(values)
-    return None if np.issubdtype(array.dtype, np.floating) and (np.abs(array) > _FILL).any() else array
-
-
-def _all_filled(group: Any, names: tuple[str, ...], path: Path) -> dict[str, NDArray]:
-    values = {name: _filled(group.variables[name]) for name in names}
+def _all_written(group: NetcdfGroup, names: tuple[str, ...], path: Path) -> dict[str, NDArray]:
+    values = {name: group.array(name) for name in names}
     missing = [name for name, value in values.items() if value is None]
     if missing:
         raise ReaderError(f"{', '.join(missing)} never written", expected="a complete file beside H", path=path)
     return {name: value for name, value in values.items() if value is not None}
 
 
-def read_netcdf_matrices(dataset: Any, path: Path) -> SiestaMatrices | None:
-    """H, S and, if it is there, the density matrix of an open ``.nc`` file; None where it holds no H.
+def read_netcdf_matrices(root: NetcdfGroup, path: Path) -> SiestaMatrices | None:
+    """H, S and, if it is there, the density matrix of the root group of a ``.nc``; None where it holds no H.
 
     Raises :class:`ReaderError` if parts of the file contradict each other.
     """
-    sparse = dataset.groups.get("SPARSE")
-    if sparse is None or "H" not in sparse.variables:
+    sparse = root.groups.get("SPARSE")
+    hamiltonian = sparse.array("H") if sparse is not None and sparse.has("H") else None
+    if sparse is None or hamiltonian is None:
         return None
-    hamiltonian = _filled(sparse.variables["H"])
-    if hamiltonian is None:
-        return None
-    parts = _all_filled(sparse, ("S", "n_col", "list_col", "isc_off"), path)
-    atoms = _all_filled(dataset, ("cell", "xa", "nsc", "lasto", "Qtot", "Ef"), path)
+    parts = _all_written(sparse, ("S", "n_col", "list_col", "isc_off"), path)
+    atoms = _all_written(root, ("cell", "xa", "nsc", "lasto", "Qtot", "Ef"), path)
     counts, columns = parts["n_col"].astype(np.int64), parts["list_col"].astype(np.int64) - 1
     n_images = len(parts["isc_off"])
     per_atom = np.diff(np.concatenate([[0], atoms["lasto"].astype(np.int64)]))
+    density = sparse.array("DM") if sparse.has("DM") else None
+    basis = root.groups.get("BASIS")
+    species = basis.array("basis") if basis is not None and basis.has("basis") else None
     sound = (
         hamiltonian.ndim == 2
         and hamiltonian.shape[0] in (1, 2, 4, 8)
@@ -335,10 +328,19 @@ def read_netcdf_matrices(dataset: Any, path: Path) -> SiestaMatrices | None:
         and columns.max() < len(counts) * n_images
         and per_atom.sum() == len(counts)
         and (per_atom > 0).all()
+        and (counts >= 0).all()
         and n_images == np.prod(atoms["nsc"])
+        and parts["isc_off"].shape == (n_images, 3)
+        and atoms["cell"].shape == (3, 3)
+        and atoms["xa"].shape == (len(per_atom), 3)
+        and (density is None or density.shape == hamiltonian.shape)
+        and (species is None or len(species) == len(per_atom))
     )
     if not sound:
         raise ReaderError("sizes that do not fit each other in group SPARSE", expected="a file of one run", path=path)
+    numbers = (hamiltonian, parts["S"], atoms["cell"], atoms["xa"], *([] if density is None else [density]))
+    if not all(np.isfinite(values).all() for values in numbers):
+        raise ReaderError("matrix elements that are not numbers", expected="finite numbers", path=path)
     if n_images == 1:
         raise ReaderError(
             "a Gamma-only matrix: all images of a pair are summed up",
@@ -346,9 +348,6 @@ def read_netcdf_matrices(dataset: Any, path: Path) -> SiestaMatrices | None:
             remedy="run SIESTA again with `ForceAuxCell T` in the fdf",
             path=path,
         )
-    density = _filled(sparse.variables["DM"]) if "DM" in sparse.variables else None
-    basis = dataset.groups.get("BASIS")
-    species = basis.variables["basis"][:] if basis is not None and "basis" in basis.variables else None
     return SiestaMatrices(
         pattern=Pattern(counts, columns),
         hamiltonian_ry=hamiltonian.astype(np.float64),
