@@ -47,16 +47,16 @@ def _print(checks: list) -> None:
     from hamnet.cli.output import number, print_table
     from preprocessing.checks import BANDS_LIMIT_MEV, ELECTRONS_LIMIT, HERMITICITY_LIMIT_MEV
 
-    columns = ["run", "code", "verdict", "SCF", f"bands\nmeV\n≤ {BANDS_LIMIT_MEV:g}*"]
+    columns = ["run", "code", "verdict", "SCF\n\nconv.", f"bands\nmeV\n≤ {BANDS_LIMIT_MEV:g}*"]
     columns += [f"H − H†\nmeV\n≤ {HERMITICITY_LIMIT_MEV:g}", "min eig S\n\n> 0", "electrons\ne"]
-    columns += [f"Δ electrons\ne\n≤ {ELECTRONS_LIMIT:g}", "Δ moments\nμ_B\n≤ digits"]
+    columns += [f"Δ electr.\ne\n≤ {ELECTRONS_LIMIT:g}", "Δ moments\nμ_B\n≤ digits"]
     common = os.path.commonpath([str(Path(check.path).parent) for check in checks])
     rows = []
     for check in checks:
-        scf = "–" if check.converged is None else "converged" if check.converged else "NOT CONVERGED"
+        scf = "–" if check.converged is None else "yes" if check.converged else "NO"
         verdict = "FAILED" if not check.ok else "ok" if check.reason is None else "ok, in part"
         measured = [number(check.bands_max_dev_meV), number(check.hermiticity_max_meV)]
-        measured += [number(check.overlap_min_eigenvalue), number(check.electrons, ".6f")]
+        measured += [number(check.overlap_min_eigenvalue), number(check.electrons, ".4f")]
         measured += [number(check.electrons_dev, ".1e"), number(check.moments_max_dev_muB, ".1e")]
         rows.append([os.path.relpath(check.path, common), check.code or "–", verdict, scf, *measured])
     print_table(columns, rows, title=f"Runs in {common}", left=4)

@@ -10,6 +10,9 @@ from typing import Any
 
 __all__ = ["number", "print_json", "print_table"]
 
+_LEAST_WORDS = 24
+"""Characters below which a column of words is not folded; a narrower terminal breaks the lines itself."""
+
 
 def print_json(result: dict[str, Any]) -> None:
     """One object on stdout; numbers that are not finite become null, which JSON can hold."""
@@ -32,15 +35,23 @@ def number(value: float | None, spec: str = ".3g") -> str:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "", left: int = 1) -> None:
-    """A table on stdout; the first `left` columns hold words, the others numbers."""
+    """A table on stdout; the first `left` columns hold words, the others numbers, which are never broken."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+    rows, needed = [tuple(row) for row in rows], 2
     for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if place < left else "right", overflow="fold")
+        cells = [column, *(row[place] for row in rows)]
+        longest = max(len(line) for cell in cells for line in cell.split("\n"))
+        # rich would cut a number that does not fit, and a cut number is a wrong one.
+        least = longest if place >= left else min(longest, _LEAST_WORDS)
+        needed += least + 3
+        table.add_column(column, justify="left" if place < left else "right", overflow="fold", min_width=least)
     for row in rows:
         table.add_row(*row)
     # Into a pipe or file no line is cut to the width of a terminal that is not there.
-    Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
+    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 200)
+    console.width = max(console.width, needed)
+    console.print(table)

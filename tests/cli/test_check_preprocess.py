@@ -59,7 +59,7 @@ def test_check_shows_units_limits_and_a_dash_for_what_is_missing(runs, capsys):
     for word in ("meV", "≤ 0.01", "≤ 0.001", "μ_B", "≤ 1e-06", "2 of 2 runs ok"):
         assert word in out
     row = next(line.split() for line in out.splitlines() if line.split()[:1] == ["soc"])
-    assert row[1:7] == ["openmx", "ok,", "in", "part", "converged", "–"]
+    assert row[1:7] == ["openmx", "ok,", "in", "part", "yes", "–"]
     assert "soc: not compared – H(k): no band energies printed" in out
 
 
