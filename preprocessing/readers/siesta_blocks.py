@@ -32,6 +32,7 @@ from .siesta_matrices import Pattern, SiestaCell
 __all__ = ["BlockLayout", "density_pauli", "hamiltonian_pauli", "shifts_from_images", "shifts_from_vectors"]
 
 _WORST_SHIFT_ERROR = 1e-3  # single precision leaves 1e-7 of a cell; a wrong geometry leaves more than this
+_FARTHEST_CELL = 10_000  # no orbital reaches so far: such a vector is damage
 
 
 def hamiltonian_pauli(columns: NDArray[np.float64]) -> NDArray:
@@ -81,7 +82,7 @@ def shifts_from_vectors(
     shift = (vectors_ang - structure.positions[j] + structure.positions[i]) @ np.linalg.inv(structure.cell)
     whole = np.rint(shift)
     worst = float(np.abs(shift - whole).max())
-    if worst > _WORST_SHIFT_ERROR:
+    if worst > _WORST_SHIFT_ERROR or np.abs(whole).max() > _FARTHEST_CELL:
         raise ReaderError(
             f"vectors between orbitals that miss the lattice by {worst:.2g} of a cell",
             expected="the geometry of the Hamiltonian in .XV",
@@ -145,16 +146,20 @@ class BlockLayout:
         """The layout of elements with cells `shifts` (nnz, 3)."""
         rows, cols = pattern.rows, pattern.columns % pattern.n_orbitals
         i, j = orbital_atoms[rows], orbital_atoms[cols]
-        keys = np.column_stack([species[i], species[j], i, j, shifts])
-        unique, pair_of = np.unique(keys, axis=0, return_inverse=True)
+        # One integer for (species, species, i, j, R): sorting rows of a table takes twenty times as long.
+        low, n_atoms = shifts.min(axis=0), len(species)
+        extent = (len(basis), len(basis), n_atoms, n_atoms, *(int(e) for e in shifts.max(axis=0) - low + 1))
+        keys = np.ravel_multi_index((species[i], species[j], i, j, *(shifts - low).T), extent)
+        unique, pair_of = np.unique(keys, return_inverse=True)
+        _, _, row, col, *shift = np.unravel_index(unique, extent)
         offsets = basis.orbital_offsets(species)
         signs = house_signs(basis, species)
         return cls(
             basis=basis,
             species=species,
-            row=unique[:, 2],
-            col=unique[:, 3],
-            shift=unique[:, 4:],
+            row=row,
+            col=col,
+            shift=np.stack(shift, axis=-1) + low,
             pair_of=pair_of.ravel(),
             local_row=rows - offsets[i],
             local_col=cols - offsets[j],
@@ -176,9 +181,7 @@ class BlockLayout:
             n_row, n_col = (int(n_orbitals[s]) for s in kinds[start])
             here = (self.pair_of >= start) & (self.pair_of < end)
             place = ((self.pair_of[here] - start) * n_row + self.local_row[here]) * n_col + self.local_col[here]
-            block = torch.zeros(
-                (len(pauli), int(end - start) * n_row * n_col), dtype=torch.from_numpy(values[:0]).dtype
-            )
+            block = torch.from_numpy(np.zeros((len(pauli), int(end - start) * n_row * n_col), dtype=values.dtype))
             block.index_add_(1, torch.from_numpy(place), torch.from_numpy(values[:, here]))
             blocks.append(block.reshape(len(pauli), -1, n_row, n_col).transpose(0, 1).contiguous())
         try:
