@@ -231,10 +231,9 @@ def _density_rows(raw: Scfout, layout: BlockLayout) -> NDArray:
     if raw.spin_switch != _VECTOR:
         rows = pauli_rows(d, 1.0)
     else:
-        rows = vector_rows(layout, d[:2], raw.density_imag, d[2], d[3], 1.0)
-        # OpenMX stores the conjugate of |ψ⟩⟨ψ|, spin included; conj(O) has the components conj(O_0xz) and −conj(O_y).
-        np.conjugate(rows, out=rows)
-        np.negative(rows[2], out=rows[2])
+        # OpenMX stores the conjugate of |ψ⟩⟨ψ|.
+        imag = None if raw.density_imag is None else -raw.density_imag
+        rows = vector_rows(layout, d[:2], imag, d[2], -d[3], 1.0)
     make_hermitian(layout, rows[::3] if raw.spin_switch == _VECTOR else rows)
     return rows
 

@@ -42,14 +42,12 @@ class BlockLayout:
     Attributes
     ----------
     pairs : house order.
-    order : pair p of `pairs` is pair ``order[p]`` of the file.
     elements : per group (n_pairs of the group, n_row, n_col), place in the row of each element in house order.
     mirror : (total,) place of the transposed element in the reversed pair, for each element of a row.
     """
 
     basis: Basis
     pairs: Pairs
-    order: NDArray[np.int64]
     elements: tuple[NDArray[np.int64], ...]
     mirror: NDArray[np.int64]
 
@@ -75,18 +73,23 @@ class BlockLayout:
             elements.append(here[:, None, None] + inner)
             i, j = np.arange(n_row)[:, None], np.arange(n_col)
             mirror[here[:, None, None] + (i * n_col + j)] = there[:, None, None] + (j * n_row + i)
-        return cls(basis, pairs, order, tuple(elements), mirror)
+        return cls(basis, pairs, tuple(elements), mirror)
 
     def operator(self, rows: NDArray) -> BlockOperator:
         """The operator whose Pauli components are `rows` (n_spin, total), real or complex."""
-        n_spin, total = rows.shape
-        flat, step = rows.reshape(-1), total * np.arange(n_spin)[:, None, None]
-        blocks = (flat.take(index[:, None] + step) for index in self.elements)
-        return BlockOperator(self.basis, self.pairs, tuple(torch.from_numpy(block) for block in blocks))
+        blocks = []
+        for index in self.elements:
+            n_pairs, n_row, n_col = index.shape
+            block = np.empty((n_pairs, len(rows), n_row, n_col), rows.dtype)
+            for component, row in enumerate(rows):
+                block[:, component] = row.take(index)
+            blocks.append(torch.from_numpy(block))
+        return BlockOperator(self.basis, self.pairs, tuple(blocks))
 
-    def reversed(self, rows: NDArray) -> NDArray:
+    def reversed(self, row: NDArray, out: NDArray | None = None) -> NDArray:
         """Transposed elements of the reversed pairs: row[(j, i, −R)]^T at the place of (i, j, R)."""
-        return rows.take(self.mirror, axis=-1)
+        # Every place is inside the row; `clip` spares a check and lets `out` be written without a copy.
+        return row.take(self.mirror, out=out, mode="clip")
 
 
 def pauli_rows(rows: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
@@ -138,6 +141,8 @@ def vector_rows(
 
 def make_hermitian(layout: BlockLayout, rows: NDArray) -> None:
     """(O + O†)/2 of the components in `rows`, real or complex, in place."""
+    mirrored = np.empty_like(rows[0])
     for row in rows:
-        row += layout.reversed(row).conj()
+        layout.reversed(row, out=mirrored)
+        row += np.conjugate(mirrored, out=mirrored)
         row *= 0.5

@@ -115,6 +115,8 @@ def _std(folder: Path, out: OutFile | None, warnings: list[str]) -> StdFile | No
         return found[0]
     energy = out.band_energy_ha
     same = [std for std in found if energy is not None and abs(std.band_energy_ha - energy) < _LAST_DIGIT_HA]
+    if found and not same:
+        warnings.append(f"{', '.join(std.path.name for std in found)}: of another run (other band energy), not used")
     return same[0] if same else None
 
 

@@ -17,22 +17,25 @@ def overlap_decay_score(raw: Scfout) -> float:
     """Positive if `raw.momentum` is +⟨i| d/dx |j⟩, negative if it is −⟨i| d/dx |j⟩; about 0 without bonds.
 
     Moving atom j by d along the bond changes S_ij by −⟨i| d/dd |j⟩, and Σ S_ij² over two whole atoms, which depends on
-    their distance only, decays with it: Σ_ij S_ij ⟨i| d/dd |j⟩ = −½ d/dd Σ_ij S_ij² > 0. Summed over all bonds and
-    divided by the norms of both factors.
+    their distance only, decays with it: Σ_ij S_ij ⟨i| d/dd |j⟩ = −½ d/dd Σ_ij S_ij² > 0. Summed over the bonds of one
+    atom and divided by the norms of both factors.
     """
     assert raw.momentum is not None
-    bond = raw.positions_bohr[raw.col] + raw.shift @ raw.cell_bohr - raw.positions_bohr[raw.row]
+    # Pairs are sorted by row atom; the bonds of the one with most neighbours tell as much as all.
+    atom = int(np.argmax(np.bincount(raw.row)))
+    first, last = np.searchsorted(raw.row, [atom, atom + 1])
+    row, col, shift = raw.row[first:last], raw.col[first:last], raw.shift[first:last]
+    elements = slice(raw.start[first], raw.start[last])
+    begin = raw.start[first:last] - raw.start[first]
+    bond = raw.positions_bohr[col] + shift @ raw.cell_bohr - raw.positions_bohr[row]
     length = np.linalg.norm(bond, axis=1)
     apart = length > 0
     direction = np.divide(bond, length[:, None], out=np.zeros_like(bond), where=apart[:, None])
-    first = raw.start[:-1]
-    product = np.add.reduceat(raw.overlap * raw.momentum, first, axis=1)
-    norm = np.sqrt(_square_over_bonds(raw.overlap[None], first, apart) * _square_over_bonds(raw.momentum, first, apart))
-    return float(np.sum(product.T * direction) / norm) if norm > 0 else 0.0
-
-
-def _square_over_bonds(rows: np.ndarray, first: np.ndarray, apart: np.ndarray) -> float:
-    return float(np.add.reduceat(np.square(rows).sum(axis=0), first)[apart].sum())
+    overlap, momentum = raw.overlap[elements], raw.momentum[:, elements]
+    product = np.add.reduceat(overlap * momentum, begin, axis=1)
+    squares = (np.add.reduceat(v, begin)[apart].sum() for v in (overlap**2, np.square(momentum).sum(axis=0)))
+    norm = float(np.sqrt(np.prod(list(squares))))
+    return float(np.sum(product.T * direction)) / norm if norm > 0 else 0.0
 
 
 def momentum_sign(raw: Scfout, version: str | None) -> float:

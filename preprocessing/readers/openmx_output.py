@@ -25,6 +25,7 @@ _STEP = re.compile(rb"SCF=\s*(\d+)\s+NormRD=\s*(\S+)\s+Uele=\s*(\S+)")
 _STD_UELE = re.compile(
     rb"<DFT>\s+Uele\s*=\s*(\S+)\s+dUele\s*=\s*(\S+)\s+<DFT>\s+NormRD\s*=\s*(\S+)\s+Criterion\s*=\s*(\S+)"
 )
+_FIRST_ATOM = re.compile(rb"^ +1 +\S+ +[-0-9.]", re.MULTILINE)
 _RULE = b"*" * 20
 
 
@@ -100,9 +101,9 @@ def _numbers(path: Path, data: bytes, at: int, words: list[bytes], expected: str
         raise _fault(path, data, at, b" ".join(words).decode("utf-8", "replace"), expected) from error
 
 
-def _last_number(path: Path, data: bytes, label: bytes) -> float | None:
-    """The number behind the last occurrence of the label at the start of a line."""
-    at = data.rfind(b"\n" + label)
+def _number_behind(path: Path, data: bytes, label: bytes, start: int) -> float | None:
+    """The number behind the first occurrence of the label at the start of a line."""
+    at = data.find(b"\n" + label, start)
     if at < 0:
         return None
     words = data[at + 1 + len(label) : at + 1 + len(label) + 80].split(None, 1)[:1]
@@ -120,44 +121,42 @@ def read_out(path: Path, n_atoms: int, spin_switch: int) -> OutFile:
     """Parse a ``.out`` file, plain or compressed, of a run with this many atoms and this SpinP."""
     data = bytes(read_buffer(path))
     version = _VERSION.search(data, 0, 4096)
-    results = data.find(b"SCF history at MD=")
-    echo = data[: results if results >= 0 else len(data)]
-    steps = _scf_steps(path, data)
-    change = abs(steps[-1][2] - steps[-2][2]) if len(steps) > 1 else None
-    charges, moments = _mulliken(path, data, n_atoms, spin_switch)
+    first = data.find(b"SCF history at MD=")
+    echo = data[: first if first >= 0 else len(data)]
+    # What follows the last history is of the last geometry, the one in the binary file.
+    last = max(data.rfind(b"SCF history at MD="), 0)
+    steps = _scf_steps(path, data, last) if first >= 0 else []
+    charges, moments = _mulliken(path, data, last, n_atoms, spin_switch)
     return OutFile(
         path=path,
         version=version.group(1).decode() if version else None,
         input_text=echo.decode("utf-8", "replace"),
         n_steps=int(steps[-1][0]) if steps else None,
         residue=steps[-1][1] if steps else None,
-        energy_change_ha=change,
-        total_energy_ha=_last_number(path, data, b"  Utot."),
-        band_energy_ha=_last_number(path, data, b"  Uele."),
-        constraint_energy_ha=_last_number(path, data, b"  Ucs."),
-        chemical_potential_ha=_last_number(path, data, b"  Chemical potential (Hartree)"),
+        energy_change_ha=abs(steps[-1][2] - steps[-2][2]) if len(steps) > 1 else None,
+        total_energy_ha=_number_behind(path, data, b"  Utot.", last),
+        band_energy_ha=_number_behind(path, data, b"  Uele.", last),
+        constraint_energy_ha=_number_behind(path, data, b"  Ucs.", last),
+        chemical_potential_ha=_number_behind(path, data, b"  Chemical potential (Hartree)", last),
         charges=charges,
         moments=moments,
         forces_ha_per_bohr=_forces(path, data, n_atoms),
     )
 
 
-def _scf_steps(path: Path, data: bytes) -> list[list[float]]:
-    start = data.rfind(b"SCF history at MD=")
-    if start < 0:
-        return []
-    first_rule = data.find(b"\n\n", start)  # the rule under the heading ends with an empty line
-    end = data.find(_RULE, first_rule)
+def _scf_steps(path: Path, data: bytes, start: int) -> list[list[float]]:
+    below_heading = data.find(b"\n\n", start)  # the rule under the heading ends with an empty line
+    end = data.find(_RULE, below_heading)
     return [
         _numbers(path, data, match.start(), list(match.groups()), "step, NormRD and Uele")
         for match in _STEP.finditer(data, start, end if end >= 0 else len(data))
     ]
 
 
-def _section_rows(data: bytes, heading: bytes, first_row: re.Pattern[bytes]) -> tuple[int, list[bytes]]:
-    """Place and lines of the last section with this heading, from its first row to the next empty line."""
-    start = data.rfind(heading)
-    match = first_row.search(data, start) if start >= 0 else None
+def _section_rows(data: bytes, heading: bytes, first_row: re.Pattern[bytes], start: int) -> tuple[int, list[bytes]]:
+    """Place and lines of the first section with this heading, from its first row to the next empty line."""
+    section = data.find(heading, start)
+    match = first_row.search(data, section) if section >= 0 else None
     if match is None:
         return -1, []
     end = data.find(b"\n\n", match.start())
@@ -165,10 +164,10 @@ def _section_rows(data: bytes, heading: bytes, first_row: re.Pattern[bytes]) -> 
 
 
 def _mulliken(
-    path: Path, data: bytes, n_atoms: int, spin_switch: int
+    path: Path, data: bytes, start: int, n_atoms: int, spin_switch: int
 ) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
     n_numbers = 6 if spin_switch == 3 else 4
-    at, rows = _section_rows(data, b"Mulliken populations    ", re.compile(rb"^ +1 +\S+ +[-0-9.]", re.MULTILINE))
+    at, rows = _section_rows(data, b"Mulliken populations    ", _FIRST_ATOM, start)
     if at < 0:
         return None, None
     # From the right, because the atom number and the label may touch.

@@ -249,6 +249,7 @@ def test_printed_files_of_another_run_are_refused(folder):
     shutil.copy(other / "openmx.std", run / "openmx.std")
     result = read(run)
     assert result.converged
+    assert any("openmx.std: of another run" in w for w in result.sample.provenance["warnings"])
     assert f"{read_out(run / 'nibr2.out', 3, 3).n_steps} of" in result.convergence
 
 
