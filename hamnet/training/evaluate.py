@@ -55,7 +55,7 @@ class SampleErrors:
     by_distance: dict[int, ErrorSums] = field(default_factory=dict)
     by_pair: dict[str, ErrorSums] = field(default_factory=dict)
     pairs_by_distance: dict[int, int] = field(default_factory=dict)
-    mu_shift_mev: float = 0.0
+    mu_shift_mev: float | None = None
     bands: BandErrors | None = None
     bands_aligned: BandErrors | None = None
     no_bands: str | None = None
@@ -170,18 +170,14 @@ def compare(
     """Errors of `predicted` against the sample's own Hamiltonian, on the same pairs."""
     true = sample.hamiltonian
     assert true is not None
-    difference, overlap = predicted - true, sample.operator("overlap").with_pairs(true.pairs)
-    shift = _best_shift(difference, overlap)
-    errors = SampleErrors(sample.name, mu_shift_mev=shift * MEV_PER_EV)
+    difference = predicted - true
+    errors = SampleErrors(sample.name)
+    shift = None if sample.overlap is None else _add_aligned(errors, difference, sample.overlap.with_pairs(true.pairs))
     lengths = np.linalg.norm(true.pairs.vectors(sample.structure.cell, sample.structure.positions), axis=1)
     bins = np.where(true.pairs.is_self, -1, np.floor(lengths / _BIN_ANG)).astype(int)
     without = zero_magnetism(true)
-    groups = zip(true.pairs.groups, difference.blocks, overlap.blocks, true.blocks, without.blocks, strict=True)
-    for group, d, s, h, h_0 in groups:
+    for group, d, h, h_0 in zip(true.pairs.groups, difference.blocks, true.blocks, without.blocks, strict=True):
         errors.total.add(d)
-        aligned = d.clone()
-        aligned[:, 0] += shift * s[:, 0]
-        errors.aligned.add(aligned)
         errors.zero.add(h)
         errors.zero_magnetism.add(h - h_0)
         names = sorted((true.basis[group.row_species].label, true.basis[group.col_species].label))
@@ -190,10 +186,12 @@ def compare(
             here = torch.as_tensor(np.flatnonzero(bins[group.pairs] == key))
             errors.by_distance.setdefault(key, ErrorSums()).add(d[here])
             errors.pairs_by_distance[key] = errors.pairs_by_distance.get(key, 0) + len(here)
-    if bands:
-        _add_bands(errors, predicted, sample, shift, k_frac)
-    else:
+    if not bands:
         errors.no_bands = "not asked for"
+    elif sample.overlap is None or shift is None:
+        errors.no_bands = "the sample has no overlap"
+    else:
+        _add_bands(errors, predicted, sample, sample.overlap, shift, k_frac)
     return errors
 
 
@@ -206,17 +204,28 @@ def zero_magnetism(hamiltonian: BlockOperator) -> BlockOperator:
     return hamiltonian.map(lambda block: block * keep.to(block.dtype))
 
 
-def _best_shift(difference: BlockOperator, overlap: BlockOperator) -> float:
+def _add_aligned(errors: SampleErrors, difference: BlockOperator, overlap: BlockOperator) -> float:
     """μ that makes ΔH + μS smallest in the least-squares sense over all stored elements, eV."""
     product = square = 0.0
     for d, s in zip(difference.blocks, overlap.blocks, strict=True):
         product += float((d[:, 0].real * s[:, 0]).sum())
         square += float((s**2).sum())
-    return -product / square
+    shift = -product / square
+    errors.mu_shift_mev = shift * MEV_PER_EV
+    for d, s in zip(difference.blocks, overlap.blocks, strict=True):
+        aligned = d.clone()
+        aligned[:, 0] += shift * s[:, 0]
+        errors.aligned.add(aligned)
+    return shift
 
 
 def _add_bands(
-    errors: SampleErrors, predicted: BlockOperator, sample: Sample, shift: float, k_frac: ArrayLike | None
+    errors: SampleErrors,
+    predicted: BlockOperator,
+    sample: Sample,
+    overlap: BlockOperator,
+    shift: float,
+    k_frac: ArrayLike | None,
 ) -> None:
     if sample.fermi_energy_ev is None:
         errors.no_bands = "the sample has no Fermi energy"
@@ -224,7 +233,6 @@ def _add_bands(
     assert sample.hamiltonian is not None
     k_frac = evaluation_mesh(sample.structure) if k_frac is None else np.asarray(k_frac, dtype=np.float64)
     k_frac = k_frac[:: -(-len(k_frac) // _MOST_K)]
-    overlap = sample.operator("overlap")
     true, found = (eigenvalues(h, overlap, k_frac) for h in (sample.hamiltonian, predicted))
     inside = np.abs(true - sample.fermi_energy_ev) <= _WINDOW_EV
     if not inside.any():

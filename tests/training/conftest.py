@@ -10,6 +10,7 @@ import pytest
 
 from hamnet.store import write_samples
 from hamnet.training.config import TrainConfig, load_config
+from hamnet.training.run import train
 from preprocessing.readers import read_run
 
 FEPT = ("fept_soc_sym_base", "fept_soc_sym_rot", "fept_soc_2x1x1_c01")
@@ -71,3 +72,12 @@ def tiny(fept_set: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
         return load_config(tmp_path / "train.toml", overrides, **keywords)
 
     return config
+
+
+@pytest.fixture(scope="session")
+def fept_model(fept_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model file of a short run on ``fept.h5``: it is not good, but it is a model."""
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "fept.h5").symlink_to(fept_set)
+    (folder / "train.toml").write_text(TINY, encoding="utf-8")
+    return Path(train(load_config(folder / "train.toml", ["training.epochs=10"])).model_path)
