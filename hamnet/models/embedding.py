@@ -26,6 +26,8 @@ def envelope(fraction: Tensor) -> Tensor:
 class RadialBasis(nn.Module):
     """√2 sin(nπx)/x for n = 1 … size, x = distance / cutoff."""
 
+    frequency: Tensor
+
     def __init__(self, size: int) -> None:
         super().__init__()
         self.register_buffer("frequency", math.pi * torch.arange(1, size + 1, dtype=torch.float64), persistent=False)
@@ -47,6 +49,9 @@ class NodeEmbedding(nn.Module):
     """
 
     _WIDTHS = (0.25, 0.5, 1.0, 2.0)
+
+    moment_scale: Tensor
+    widths: Tensor
 
     def __init__(self, mode: Mode, l_max: int, algebra: SpinAlgebra, channels: int, moment_scale: Tensor) -> None:
         super().__init__()

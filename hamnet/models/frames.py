@@ -77,6 +77,8 @@ def _turn(rotation: Tensor, x: Tensor) -> Tensor:
 class EdgeLinear(nn.Module):
     """The most general linear map in an edge frame that keeps rotations about it, mirrors and time parity."""
 
+    irrep: Tensor
+
     def __init__(self, l_max: int, algebra: SpinAlgebra, c_in: int, c_out: int) -> None:
         super().__init__()
         self.l_max, self.c_out = l_max, c_out

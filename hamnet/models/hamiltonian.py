@@ -74,6 +74,8 @@ class HamiltonianModel(nn.Module):
     moment_scale : (n_species,) typical |m| in μ_B; 0 marks species whose moments are not an input.
     """
 
+    pair_cutoff: Tensor
+
     def __init__(self, config: ModelConfig, basis: Basis, moment_scale: tuple[float, ...]) -> None:
         super().__init__()
         if len(moment_scale) != len(basis):
@@ -208,7 +210,7 @@ def assemble(output: list[tuple[int, int, Tensor, Tensor]], pairs: Pairs, basis:
             mirror = next(g for g in pairs.groups if (g.row_species, g.col_species) == (b, a))
             partner = torch.as_tensor(pairs.partner[group.pairs] - mirror.pairs.start, device=blocks[b, a].device)
             blocks[a, b] = parts_adjoint(blocks[b, a][partner], mode)
-    ordered = [blocks_from_parts(blocks[g.row_species, g.col_species], mode) for g in pairs.groups]
+    ordered = tuple(blocks_from_parts(blocks[g.row_species, g.col_species], mode) for g in pairs.groups)
     return BlockOperator(basis, pairs, ordered)
 
 

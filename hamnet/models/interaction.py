@@ -18,6 +18,9 @@ class EdgeNetwork(nn.Module):
     between them follow. `edge_scalars` (n, n_scalars) are even invariants of the edge: radial basis and species.
     """
 
+    degree: Tensor
+    irrep: Tensor
+
     def __init__(
         self, l_max: int, algebra: SpinAlgebra, channels: int, hidden: int, n_scalars: int, c_out: int
     ) -> None:

@@ -153,6 +153,9 @@ def clebsch_gordan(l1: int, l2: int, l3: int) -> Tensor:
 class EquivariantLinear(nn.Module):
     """Mixes channels of equal (l, parity, spin irrep); a bias for the even scalars alone."""
 
+    degree: Tensor
+    irrep: Tensor
+
     def __init__(self, l_max: int, algebra: SpinAlgebra, c_in: int, c_out: int, *, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(
@@ -176,6 +179,9 @@ class EquivariantLinear(nn.Module):
 class EquivariantNorm(nn.Module):
     """x / √(1 + mean square of all components), and a learned scale per kind: smooth at x = 0."""
 
+    degree: Tensor
+    irrep: Tensor
+
     def __init__(self, l_max: int, algebra: SpinAlgebra, channels: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(l_max + 1, 2, algebra.n_irreps, channels, dtype=torch.float64))
@@ -189,6 +195,9 @@ class EquivariantNorm(nn.Module):
 
 class Gate(nn.Module):
     """Even scalars through SiLU; every other kind times a sigmoid of them."""
+
+    degree: Tensor
+    irrep: Tensor
 
     def __init__(self, l_max: int, algebra: SpinAlgebra, channels: int, *, degree: Tensor | None = None) -> None:
         super().__init__()
@@ -208,6 +217,9 @@ class Gate(nn.Module):
 
 class TensorProduct(nn.Module):
     """Channel-wise product of two features, all couplings (l1, l2) → l3 with parities, spin algebra included."""
+
+    coupling: Tensor
+    kinds: Tensor
 
     def __init__(self, l_in: int, l_out: int, algebra: SpinAlgebra) -> None:
         super().__init__()

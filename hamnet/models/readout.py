@@ -112,6 +112,12 @@ class BlockIrreps(nn.Module):
     (J, naturality), with m slow and the number of the irrep fast. `entries[J, naturality]` counts them.
     """
 
+    gather: Tensor
+    ungather: Tensor
+    orbital: Tensor
+    unorbital: Tensor
+    entry: Tensor
+
     def __init__(self, row: SpeciesBasis, col: SpeciesBasis, mode: Mode) -> None:
         super().__init__()
         self.mode: Mode = mode
@@ -202,6 +208,10 @@ class BlockReadout(nn.Module):
 
     scale : (n_kinds, n_entries) rms of the training labels; kinds are the spin irreps among the block's components.
     """
+
+    kind: Tensor
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, row: SpeciesBasis, col: SpeciesBasis, mode: Mode, channels: int) -> None:
         super().__init__()
