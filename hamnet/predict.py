@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 _POSITION_TOLERANCE_ANG = 1e-3
+_FIXED_BYTES = 2**27
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def estimate(loaded: LoadedModel, pairs: Pairs) -> Estimate:
     kinds = 2 * {"none": 1, "collinear": 2, "soc": 2, "spin-group": 8}[model.config.mode]
     size = torch.finfo(next(model.parameters()).dtype).bits // 8
     per_pair = (6 * components * kinds * width + 2 * components**2) * size
-    memory = len(pairs) * per_pair / 2 + 4 * n_elements * size
+    memory = 1.5 * (len(pairs) * per_pair / 2 + 4 * n_elements * size) + _FIXED_BYTES
     return Estimate(pairs.n_atoms, len(pairs), n_elements, memory / 2**30)
 
 

@@ -28,12 +28,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import sys
 
+    from rich.console import Console
+    from rich.progress import track
+
     from hamnet.cli.output import print_json
     from hamnet.models.io import load_model
     from hamnet.training.evaluate import evaluate
 
     loaded = load_model(args.model, device=args.device)
-    result = evaluate(loaded, _samples(args.sources, args.samples), bands=args.bands).to_dict()
+    places = _places(args.sources, args.samples)
+    samples = track(_samples(places), "evaluating", len(places), console=Console(stderr=True), transient=True)
+    result = evaluate(loaded, samples, bands=args.bands).to_dict()
     for warning in result["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     if args.json:
@@ -46,25 +51,35 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _samples(sources: list[Path], pattern: str) -> Iterator[tuple[Sample, Any]]:
-    """Each sample with its k points: those at which a run's code printed bands, else None."""
+def _places(sources: list[Path], pattern: str) -> list[tuple[Path, str | None]]:
+    """(path, name of the sample in a set, or None for a run)."""
     from fnmatch import fnmatchcase
 
-    from hamnet.cli.sources import load_source
     from hamnet.errors import ConfigError
     from hamnet.store import SampleSet
 
+    places: list[tuple[Path, str | None]] = []
     for path in sources:
-        if path.is_file() and path.suffix.lower() in (".h5", ".hdf5"):
-            with SampleSet(path) as samples:
-                chosen = [name for name in samples.names if fnmatchcase(name, pattern)]
-                if not chosen:
-                    raise ConfigError(f"no sample fits {pattern!r}", expected="at least one", path=path)
-                yield from ((samples[name], None) for name in chosen)
-        else:
-            source = load_source(path)
-            paths = [reference for reference in source.references if len(reference.k_frac) > 1]
-            yield source.sample, paths[0].k_frac if paths else None
+        if not path.is_file() or path.suffix.lower() not in (".h5", ".hdf5"):
+            places.append((path, None))
+            continue
+        with SampleSet(path) as samples:
+            chosen = [name for name in samples.names if fnmatchcase(name, pattern)]
+        if not chosen:
+            raise ConfigError(f"no sample fits {pattern!r}", expected="at least one", path=path)
+        places += [(path, name) for name in chosen]
+    return places
+
+
+def _samples(places: list[tuple[Path, str | None]]) -> Iterator[tuple[Sample, Any]]:
+    """Each sample with its k points: those of the path (or mesh) at which a run's code printed bands, else None."""
+    from hamnet.cli.sources import load_source
+
+    for path, name in places:
+        source = load_source(path, name)
+        # A path says more than a mesh about bands that cross the Fermi level.
+        printed = sorted(source.references, key=lambda reference: not len(reference.corners))
+        yield source.sample, printed[0].k_frac if printed else None
 
 
 def _print(result: dict[str, Any]) -> None:

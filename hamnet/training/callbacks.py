@@ -105,6 +105,13 @@ class History(Callback):
             csv.DictWriter(file, self.FIELDS, lineterminator="\n").writerow(row)
 
 
+def _remaining(module: Any) -> str:
+    """How much longer, guessed from the part that is done."""
+    if not 0 < module.done < 1:
+        return ""
+    return f", about {module.time_spent_s * (1 / module.done - 1) / 60:.1f} min left"
+
+
 class Reporter(Callback):
     """Lines for a log file: at most one in `interval_s` seconds."""
 
@@ -113,12 +120,13 @@ class Reporter(Callback):
         self._last = time.monotonic()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if time.monotonic() - self._last < self.interval_s and pl_module.done < 1:
+        first = trainer.current_epoch == 0  # says how long it will take
+        if time.monotonic() - self._last < self.interval_s and pl_module.done < 1 and not first:
             return
         self._last = time.monotonic()
         metrics = trainer.callback_metrics
         validation = f", validation {float(metrics['val_mae_meV']):.4f} meV" if "val_mae_meV" in metrics else ""
         self.write(
             f"epoch {trainer.current_epoch + 1}, {pl_module.time_spent_s:.0f} s ({pl_module.done:.0%}): "
-            f"loss {float(metrics['train_loss']):.4f}{validation}"
+            f"loss {float(metrics['train_loss']):.4f}{validation}{_remaining(pl_module)}"
         )

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from hamnet import __version__
-from hamnet.errors import ConfigError
+from hamnet.errors import ConfigError, HamnetError
 from hamnet.models.hamiltonian import HamiltonianModel
 from hamnet.models.io import TrainedOn, build_model, save_model
 from hamnet.models.readout import blocks_from_parts
@@ -253,6 +253,7 @@ def _trainer(config: TrainConfig, folder: Path, *, say: Callable[[str], None], p
     return lightning.Trainer(
         accelerator={"auto": "gpu" if torch.cuda.is_available() else "cpu", "cpu": "cpu", "cuda": "gpu"}[t.device],
         devices=1,
+        default_root_dir=folder,
         max_epochs=t.epochs or -1,
         gradient_clip_val=config.optimiser.gradient_clip or None,
         check_val_every_n_epoch=config.output.validate_every,
@@ -283,6 +284,13 @@ def _fit(trainer: lightning.Trainer, module: TrainingModule, crystals: CrystalDa
         except SystemExit as error:
             # Lightning ends the process at Ctrl-C; the command line says how that went.
             raise KeyboardInterrupt from error
+        except OSError as error:
+            raise HamnetError(
+                f"the run cannot be written ({error})",
+                expected="a folder with free space",
+                remedy="make room and go on with --resume",
+                path=trainer.default_root_dir,
+            ) from error
 
 
 # -- after -------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hamnet.errors import ConfigError
+from hamnet.errors import ConfigError, ModelError
 from hamnet.models.io import load_model
 from hamnet.training.config import load_config
 from hamnet.training.run import train
@@ -161,3 +161,33 @@ def test_validation_every_few_epochs_validates_the_last_weights_too(tiny, tmp_pa
 def test_double_precision_training_gives_a_double_precision_model(tiny, tmp_path):
     train(tiny("training.dtype=float64", "training.epochs=1"))
     assert next(load_model(tmp_path / "run" / "model.safetensors").model.parameters()).dtype == torch.float64
+
+
+def test_a_loss_that_explodes_stops_the_run_and_leaves_a_good_checkpoint(tiny, tmp_path):
+    config = tiny("optimiser.lr=1e30", "optimiser.gradient_clip=0", "training.epochs=50", "optimiser.warmup_steps=0")
+    with pytest.raises(ModelError, match=r"loss (nan|inf) in epoch .*Lower optimiser\.lr"):
+        train(config)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    if last.exists():
+        state = torch.load(last, weights_only=True)["state_dict"]
+        assert all(torch.isfinite(value).all() for value in state.values())
+
+
+def test_ctrl_c_ends_a_run_that_can_be_resumed(tiny, tmp_path):
+    command = [sys.executable, "-m", "hamnet.cli.main", "train", "train.toml", "--set", "training.epochs=2000"]
+    tiny()
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    limit = time.monotonic() + 120
+    while not checkpoint.exists():
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    epochs = len(history(tmp_path / "run"))
+    result = train(tiny(f"training.epochs={epochs + 2}"), resume=True).to_dict()
+    assert result["epochs"] == epochs + 2
