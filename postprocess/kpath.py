@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -220,13 +220,18 @@ def k_path(
 
 
 def k_path_through(
-    structure: Structure, k_frac: ArrayLike, *, periodic: ArrayLike | None = None, starts: Sequence[int] | None = None
+    structure: Structure,
+    k_frac: ArrayLike,
+    *,
+    periodic: ArrayLike | None = None,
+    starts: Sequence[int] | None = None,
+    names: Mapping[int, str] | None = None,
 ) -> KPath:
     """The path along k points in the order given (n_k, 3): a DFT code's own.
 
-    Corners are where the direction changes; they get the names of special points. Where the path jumps is told by
-    `starts` (first index of each section), or else taken from the steps: a jump is unlike the steps on both sides of
-    it and longer than either.
+    Corners are where the direction changes; they get the `names` that the run gave them (by index of k), or else those
+    of special points. Where the path jumps is told by `starts` (first index of each section), or else taken from the
+    steps: a jump is unlike the steps on both sides of it and longer than either.
     """
     k_frac = np.atleast_2d(np.asarray(k_frac, dtype=np.float64))
     vectors = np.diff(k_frac, axis=0) @ structure.reciprocal_cell
@@ -240,15 +245,15 @@ def k_path_through(
         starts = [0, *(np.flatnonzero(jump) + 1).tolist()]
     known, _ = special_points(structure, structure.pbc if periodic is None else periodic)
     images = _images(structure, known)
-    corners, names = [], []
+    corners, labels = [], []
     for first, end in zip(starts, (*starts[1:], len(k_frac)), strict=True):
         moving = first + np.flatnonzero(size[first : end - 1] > same)
         unit = vectors[moving] / size[moving, None]
         turned = np.linalg.norm(np.diff(unit, axis=0), axis=1) > 1e-3
         section = np.r_[first, moving[1:][turned], end - 1] if end - first > 1 else np.array([first])
         corners.append(section)
-        names.append([_name_of(k_frac[i], images) for i in section])
-    return _path(structure, k_frac, starts, corners, names)
+        labels.append([(names or {}).get(int(i)) or _name_of(k_frac[i], images) for i in section])
+    return _path(structure, k_frac, starts, corners, labels)
 
 
 def _steps(structure: Structure, k_frac: NDArray) -> NDArray[np.float64]:

@@ -133,7 +133,7 @@ def _path(args: argparse.Namespace, source: Source, other: Source | None) -> tup
             remedy="give a path with --path",
             path=runs[-1].path,
         )
-    path = k_path_through(structure, found[0].k_frac, periodic=periodic)
+    path = k_path_through(structure, found[0].k_frac, periodic=periodic, names=dict(found[0].corners))
     return path, found[0].energies_ev if args.printed else None
 
 

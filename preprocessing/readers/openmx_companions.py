@@ -153,4 +153,4 @@ def band_references(raw: Scfout, warnings: list[str]) -> tuple[BandReference, ..
     if not len(bands.k_frac):
         return ()
     k_frac, energies = frozen(bands.k_frac, np.float64), frozen(bands.energies_ha * HARTREE_EV, np.float64)
-    return (BandReference(path.name, k_frac, energies, _BAND_PRECISION_EV),)
+    return (BandReference(path.name, k_frac, energies, _BAND_PRECISION_EV, corners=bands.corners),)

@@ -77,13 +77,15 @@ class StdFile:
 class BandFile:
     """Eigenvalues along paths, Hartree, absolute. k_frac (n_k, 3), energies_ha (n_k, n_channel, n_states).
 
-    `dropped_paths` counts paths of a single point, for which the code writes NaN.
+    `corners` are (index of k, name) of both ends of each path; `dropped_paths` counts paths of a single point, for
+    which the code writes NaN.
     """
 
     path: Path
     chemical_potential_ha: float
     k_frac: NDArray[np.float64]
     energies_ha: NDArray[np.float64]
+    corners: tuple[tuple[int, str], ...]
     dropped_paths: int
 
 
@@ -255,4 +257,12 @@ def read_band(path: Path, dimension: int, n_channels: int) -> BandFile:
     table = table[~single]
     if not np.isfinite(table).all() or (table[..., 0] != dimension).any():
         raise _fault(path, data, len(data) - len(rest), "numbers out of step, or not finite", expected)
-    return BandFile(path, chemical_potential, table[:, 0, 1:4], table[..., 4:], int((points == 1).sum()))
+    corners: list[tuple[int, str]] = []
+    last = np.cumsum(points[points > 1]).astype(int) - 1
+    for end, n, head in zip(
+        last, points[points > 1], [h for h, p in zip(heads, points, strict=True) if p > 1], strict=True
+    ):
+        names = [word.decode("latin-1") for word in head.split()[7:9]]
+        corners += zip((int(end - n + 1), int(end)), names, strict=False)
+    dropped = int((points == 1).sum())
+    return BandFile(path, chemical_potential, table[:, 0, 1:4], table[..., 4:], tuple(corners), dropped)

@@ -42,6 +42,7 @@ class BandReference:
     energies_ev : (n_k, n_channel, n_states), absolute, ascending; n_channel as in :mod:`hamnet.bloch`.
     precision_ev : what the file's digits (or the precision of the stored H) allow.
     highest_ev : compare states up to this energy only (inf: all).
+    corners : (index of the k point, name that the run gave it) of the ends of its lines.
     """
 
     source: str
@@ -49,6 +50,7 @@ class BandReference:
     energies_ev: NDArray[np.float64]
     precision_ev: float
     highest_ev: float = np.inf
+    corners: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

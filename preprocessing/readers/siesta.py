@@ -248,12 +248,15 @@ def _moments(
     density: BlockOperator | None,
     computed: NDArray[np.float64] | None,
     notes: _Notes,
-) -> NDArray[np.float64]:
-    """The moments that the network takes as input, (n, 3) μ_B."""
+) -> NDArray[np.float64] | None:
+    """The moments that the network takes as input, (n, 3) μ_B; None for a run without spin."""
+    if n_spin == 1:
+        notes.choose("moments", "none", "run without spin")
+        return None
     single = is_single_diagonalisation(output)
     wanted = options.moments
     if wanted == "auto":
-        wanted = "initial" if single or n_spin == 1 else "density"
+        wanted = "initial" if single else "density"
         because = (
             "H was diagonalised once and belongs to the prescribed density"
             if single
@@ -266,7 +269,7 @@ def _moments(
         if not single and wanted == "initial":
             notes.warnings.append("H belongs to the last density, not to the prescribed moments")
     if wanted == "initial":
-        if n_spin > 1 and output.start == "other":
+        if output.start == "other":
             raise ReaderError(
                 "a run that did not start from superposed atoms",
                 expected="moments prescribed by DM.InitSpin",
@@ -274,7 +277,7 @@ def _moments(
                 path=files.output,
             )
         moments, how = initial_moments(files.fdf, crystal.ions, n_spin)
-        notes.choose("moments", "initial", f"{because}; {how}" if n_spin > 1 else how)
+        notes.choose("moments", "initial", f"{because}; {how}")
         return moments
     if density is None or computed is None:
         raise missing(files.folder, f"{files.label}.DM", f"the density matrix, for moments ({because})")

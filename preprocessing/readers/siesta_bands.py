@@ -182,4 +182,12 @@ def band_reference(
         energies_ev=found.energies_ev,
         precision_ev=_BANDS_ROUNDING_EV + 1e-7 + (SINGLE_PRECISION_EV if single else 0.0),
         highest_ev=found.fermi_ev + WINDOW_EV,
+        corners=_corners(fdf) if lines else (),
     )
+
+
+def _corners(fdf: Fdf) -> tuple[tuple[int, str], ...]:
+    """(index of k, name) of the ends of the lines that the input names."""
+    words = [line.split() for line in fdf.block("BandLines") or []]
+    last = np.cumsum([int(w[0]) for w in words]) - 1
+    return tuple((int(end), w[4]) for end, w in zip(last, words, strict=True) if len(w) > 4)

@@ -39,8 +39,6 @@ def initial_moments(fdf: Fdf, ions: Sequence[Ion], n_spin: int) -> tuple[NDArray
     """
     largest = np.array([ion.largest_moment for ion in ions])
     moments = np.zeros((len(ions), 3))
-    if n_spin == 1:
-        return moments, "run without spin"
     block = fdf.block("DM.InitSpin")
     if block is None:
         moments[:, 2] = largest

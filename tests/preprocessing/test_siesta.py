@@ -192,7 +192,7 @@ def test_asking_for_the_other_moments_is_recorded_with_a_warning(small):
 def test_run_without_spin_has_no_moments(small):
     run = read(small("si_none_c00"))
     assert run.sample.spin == "none"
-    assert not run.sample.structure.moments.any()
+    assert run.sample.structure.moments is None
     assert run.printed_moments is None
 
 
