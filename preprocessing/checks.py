@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from hamnet.blocks import BlockOperator
 from hamnet.eigen import eigenvalues, overlap_min_eigenvalue
 from hamnet.errors import HamnetError
-from hamnet.sample import mulliken
 from hamnet.units import MEV_PER_EV
 
 from .pool import completed
@@ -183,10 +182,10 @@ def _check_band_energy(run: Run, problems: list[str]) -> bool:
 
 def _check_density(run: Run, values: dict[str, Any], problems: list[str], missing: list[str]) -> None:
     sample = run.sample
-    if sample.density is None:
+    if run.code_electrons is None:
         missing.append("electrons: no density matrix")
     else:
-        values["electrons"] = electrons = float(mulliken(sample.density, sample.operator("overlap"))[0].sum())
+        values["electrons"] = electrons = run.code_electrons
         if sample.n_electrons is None:
             missing.append("electrons: the run does not tell their number")
         else:

@@ -132,6 +132,7 @@ def _run(raw: Scfout, options: ReadOptions, checksum: Future[str]) -> Run:
         moment_precision_mub=6e-6 if raw.spin_switch == _VECTOR else 6e-10,
         converged=converged,
         convergence=convergence,
+        code_electrons=float(charges.sum()),
         printed_band_energy_ev=None if out is None or out.band_energy_ha is None else out.band_energy_ha * HARTREE_EV,
     )
 

@@ -64,6 +64,7 @@ class Run:
     moment_precision_mub : half of the last printed digit, and a little.
     converged : whether self-consistency (or the single step that was asked for) was reached.
     convergence : one line for people: residue, steps, criterion.
+    code_electrons : Tr ρS of the density matrix as read, or None; known also where the file holds only part of ρ.
     printed_band_energy_ev : Σ f ε as printed, or None; it is Tr ρH, the one cheap test of H where no bands are printed.
     """
 
@@ -76,6 +77,7 @@ class Run:
     converged: bool
     convergence: str
     printed_band_energy_ev: float | None = None
+    code_electrons: float | None = None
 
 
 class Reader(Protocol):

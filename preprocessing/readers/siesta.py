@@ -111,6 +111,7 @@ class SiestaReader:
             references=_references(files, matrices, crystal, output, eig, units, notes),
             printed_moments=printed.moments if printed else None,
             code_moments=computed if density is not None else None,
+            code_electrons=float(charges.sum()) if density is not None and charges is not None else None,
             moment_precision_mub=printed.moment_precision_mub if printed else 0.0,
             converged=output.converged or is_single_diagonalisation(output),
             convergence=_convergence(output),

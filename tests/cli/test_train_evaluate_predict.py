@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -214,3 +215,26 @@ def test_wrong_configurations_end_with_exit_code_2(hamnet, folder):
     assert "holds a run already" in err
     (folder / "latin.toml").write_bytes(b"\xff\xfe")
     assert hamnet("train", "latin.toml")[0] == 2
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "json.md"
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "predict", "preprocess"])
+def test_the_page_on_json_names_the_keys_of_a_verb_and_no_others(hamnet, tracked, verb):
+    run = tracked("siesta/small") / "fept_soc_sym_base"
+    call = {
+        "train": ("train.toml", "--resume"),
+        "evaluate": (MODEL, "fept.h5", "--samples", "*base"),
+        "predict": (MODEL, run, "-o", "page.h5"),
+        "preprocess": (run, "-o", "page_set.h5"),
+    }[verb]
+    result = json.loads(hamnet(verb, *call, "--json")[1])
+    section = PAGE.read_text(encoding="utf-8").split(f"## hamnet {verb}\n")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    documented = set(re.findall(r"`(\w+)`", " ".join(rows)))
+    assert documented == set(result)
+    if verb == "evaluate":
+        assert set(result["samples"][0]) == (set(result) | {"name", "mu_shift_meV"}) - {
+            "model", "model_sha256", "n_samples", "warnings", "samples"
+        }  # fmt: skip

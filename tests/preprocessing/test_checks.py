@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hamnet.blocks import BlockOperator
+from hamnet.sample import mulliken
 from preprocessing.checks import (
     BANDS_LIMIT_MEV,
     ELECTRONS_LIMIT,
@@ -114,8 +115,9 @@ def test_an_overlap_that_is_not_positive_is_seen(run):
 
 
 def test_a_density_matrix_that_holds_other_electrons_is_seen(run):
-    sample = replace(run.sample, density=changed(run.sample.density, diagonal(1e-6)))
-    check = check_run(replace(run, sample=sample), "run")
+    wrong = changed(run.sample.density, diagonal(1e-6))
+    electrons = float(mulliken(wrong, run.sample.overlap)[0].sum())
+    check = check_run(replace(run, code_electrons=electrons), "run")
     assert not check.ok
     assert check.electrons_dev is not None
     assert check.electrons_dev > ELECTRONS_LIMIT
@@ -138,7 +140,9 @@ def test_an_unconverged_run_is_not_ok_though_its_numbers_agree(run):
 
 
 def test_a_run_with_nothing_to_compare_with_is_not_verified(run):
-    bare = replace(run, references=(), printed_moments=None, sample=replace(run.sample, density=None))
+    bare = replace(
+        run, references=(), printed_moments=None, code_electrons=None, sample=replace(run.sample, density=None)
+    )
     check = check_run(bare, "run")
     assert not check.ok
     assert (check.bands_max_dev_meV, check.electrons_dev, check.moments_max_dev_muB) == (None, None, None)

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from hamnet.errors import ConfigError
-from hamnet.training.config import TrainConfig, load_config, parse_config
+from hamnet.models.hamiltonian import ModelConfig
+from hamnet.training.config import (
+    DataConfig,
+    OptimiserConfig,
+    OutputConfig,
+    TrainConfig,
+    TrainingConfig,
+    load_config,
+    parse_config,
+)
+from hamnet.training.losses import LOSSES
 
 MINIMAL = """
 [data]
@@ -107,5 +119,36 @@ def test_paths_of_overrides_are_relative_to_the_working_directory(load, tmp_path
 
 
 def test_a_saved_configuration_reads_back_as_the_same(load):
-    config = load(MINIMAL + "[model]\nchannels = 8\nmagnetic = ['Ni']\n[data.extra]\n".replace("[data.extra]\n", ""))
+    config = load(MINIMAL + "[model]\nchannels = 8\nmagnetic = ['Ni']")
     assert parse_config(config.to_dict()) == config
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_the_example_lists_every_key_with_its_default():
+    text = (EXAMPLES / "training.toml").read_text(encoding="utf-8")
+    table = tomllib.loads(text)
+    config = load_config(EXAMPLES / "training.toml")
+    for section in ("data", "model", "optimiser", "training", "output"):
+        value = getattr(config, section)
+        required = {"train", "validation"} if section == "data" else {"epochs"} if section == "training" else set()
+        listed = {f.name for f in fields(value)} - {"settings", "magnetic", "validation_fraction"}
+        assert set(table[section]) == listed, section
+        defaults = type(value)(**{name: getattr(value, name) for name in required})
+        for name in listed - required - {"dir"}:
+            assert getattr(value, name) == getattr(defaults, name), name
+    assert all(f.name in text for f in fields(ModelConfig) if f.name != "mean_neighbours")
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.toml")), ids=lambda path: path.stem)
+def test_every_example_is_a_valid_configuration(path):
+    assert load_config(path).training.epochs or load_config(path).training.max_minutes
+
+
+def test_the_page_on_training_names_every_key_and_default():
+    page = (EXAMPLES.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    for section in (DataConfig, OptimiserConfig, TrainingConfig, OutputConfig):
+        for f in fields(section):
+            assert f"`{f.name}`" in page, f.name
+    assert all(loss in page for loss in LOSSES)
