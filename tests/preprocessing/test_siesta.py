@@ -242,9 +242,10 @@ def test_every_run_of_the_sets_agrees_with_what_siesta_printed(unpacked, name):
 
 
 def test_prescribed_moments_and_positions_are_those_of_the_list_of_runs(unpacked, tmp_path):
+    sets = {name: unpacked(f"siesta/{name}") for name in ("fept_soc", "fept_soc_2x1x1", "fe_bcc_nc")}
     listed = json.loads((DATA / "siesta" / "runs.json").read_text())
-    for name in ("fept_soc", "fept_soc_2x1x1", "fe_bcc_nc"):
-        for folder in sorted(unpacked(f"siesta/{name}").iterdir()):
+    for name, runs in sets.items():
+        for folder in sorted(runs.iterdir()):
             sample, entry = read(folder).sample, listed[f"{name}/{folder.name}"]
             assert np.abs(sample.structure.positions - entry["xyz"]).max() < 1e-9
             if not entry["scf"]:
