@@ -59,18 +59,23 @@ def damaged(request, tracked, tmp_path_factory) -> Target:
 def outcome(path: Path, content: bytes) -> ReaderError | None:
     """The error of reading this content, within bounds of memory and time; None where a sample came out."""
     path.write_bytes(content)
-    fault = None
-    tracemalloc.start()
-    begin = time.perf_counter()
-    try:
-        READER.read(path, ReadOptions())
-    except ReaderError as error:
-        fault = error
-    finally:
-        seconds, peak = time.perf_counter() - begin, tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
+    limit = MOST_BYTES_PER_BYTE * len(content) + 2**21
+    # Threads and late imports of the process may allocate meanwhile: what exceeds the bound twice is the reader's.
+    for _ in range(2):
+        fault = None
+        tracemalloc.start()
+        begin = time.perf_counter()
+        try:
+            READER.read(path, ReadOptions())
+        except ReaderError as error:
+            fault = error
+        finally:
+            seconds, peak = time.perf_counter() - begin, tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        if peak < limit and seconds < MOST_SECONDS:
+            break
     assert seconds < MOST_SECONDS
-    assert peak < MOST_BYTES_PER_BYTE * len(content) + 2**21
+    assert peak < limit
     assert fault is None or str(path.parent) in str(fault)
     return fault
 

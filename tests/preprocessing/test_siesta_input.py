@@ -118,7 +118,6 @@ def test_without_block_all_moments_are_the_largest_along_z(tmp_path, ions):
     assert prescribed(tmp_path, ions, "", 8)[0][:, 2].tolist() == [4, 2, 4]
     fdf = parse(tmp_path, "DM.InitSpin.AF T\n")
     assert initial_moments(fdf, ions, 2)[0][:, 2].tolist() == [4, -2, 4]
-    assert not initial_moments(fdf, ions, 1)[0].any()
 
 
 @pytest.mark.parametrize("line", ["1", "1 2.0 30", "4 1.0", "0 1.0", "x 1.0", "1 up"])
