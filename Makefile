@@ -53,7 +53,7 @@ demo: $(VENV)/ready
 bench: $(VENV)/ready
 	@mkdir -p out/bench
 	@for script in benchmarks/*.py; do \
-		echo "== $$script"; $(BIN)/python "$$script" --out "out/bench/$$(basename "$$script" .py).json" || exit 1; \
+		echo "== $$script"; $(BIN)/python "$$script" --json "out/bench/$$(basename "$$script" .py).json" || exit 1; \
 	done
 
 lint: $(VENV)/lint
