@@ -10,22 +10,24 @@ import torch
 
 from hamnet import __version__
 from hamnet.blocks import BlockOperator, Pairs
-from hamnet.errors import ModelError
+from hamnet.errors import HamnetError, ModelError
 from hamnet.models.guards import check_basis, check_pairs, check_structure, renumbered
 from hamnet.models.io import LoadedModel
 from hamnet.neighbours import basis_pairs, check_distances
 from hamnet.sample import Sample
 from hamnet.structure import Structure
+from hamnet.supercell import supercell_matrix, tile_operator, tile_structure
+from hamnet.symmetry import match_atoms
 
 __all__ = [
     "Estimate",
     "Prediction",
-    "check_same_crystal",
     "count_electrons",
     "estimate",
     "predict",
     "predict_operator",
     "prediction_pairs",
+    "source_on",
 ]
 
 _POSITION_TOLERANCE_ANG = 1e-3
@@ -85,8 +87,9 @@ def predict(
 
     Parameters
     ----------
-    source : sample of the same crystal, from which pairs, overlap and the number of electrons are taken; its own
-        moments and Hamiltonian are not looked at. Without it the pairs follow from the basis, and there is no overlap.
+    source : sample of the same crystal, or of a cell that it is made of (see :func:`source_on`), from which pairs,
+        overlap and the number of electrons are taken; its own moments and Hamiltonian are not looked at. Without it
+        the pairs follow from the basis, and there is no overlap.
 
     Raises
     ------
@@ -94,6 +97,7 @@ def predict(
     ModelError : species, moments, pairs or a basis that the model was not trained on; a source of another crystal.
     """
     warnings = check_structure(loaded, structure)
+    source = None if source is None else source_on(structure, source)
     pairs, overlap = prediction_pairs(loaded, structure, source), None
     warnings += check_pairs(loaded, structure, pairs)
     if source is not None and source.overlap is not None:
@@ -113,16 +117,51 @@ def predict(
 
 
 def prediction_pairs(loaded: LoadedModel, structure: Structure, source: Sample | None) -> Pairs:
-    """Pairs of the source, which must be of this very crystal, or those a DFT run with the model's basis would have.
+    """Pairs of the source (see :func:`source_on`), or those a DFT run with the model's basis would have.
 
     Species are numbered as in the model's basis. Raises as :func:`predict`.
     """
     check_distances(structure)
     if source is None:
         return basis_pairs(structure, loaded.model.basis)
-    check_same_crystal(structure, source)
+    source = source_on(structure, source)
     check_basis(loaded, source)
     return renumbered(source.pairs, source.basis, loaded.model.basis)
+
+
+def source_on(structure: Structure, source: Sample) -> Sample:
+    """The overlap and the pairs of `source` on `structure`: the same crystal, or a supercell of it, atoms in any order.
+
+    The overlap depends on positions alone, so that of a small cell, tiled, is that of every magnetic texture on the
+    same lattice. Other operators and the energies of the source are left behind.
+
+    Raises :class:`ModelError` where `structure` is not made of copies of the source's cell.
+    """
+    if _is_same_crystal(structure, source.structure):
+        return source
+    try:
+        matrix = supercell_matrix(structure.cell, source.structure.cell, tolerance_ang=_POSITION_TOLERANCE_ANG)
+        tiled = tile_structure(source.structure, matrix)
+        order, shifts = match_atoms(tiled, structure, tolerance_ang=_POSITION_TOLERANCE_ANG)
+    except HamnetError as error:
+        raise ModelError(
+            f"an overlap of another crystal: {error}",
+            expected=f"the overlap of this structure, or of a cell that it is made of, to {_POSITION_TOLERANCE_ANG} Å",
+            remedy="compute the overlap for this structure, without self-consistency, and give that run",
+        ) from error
+    # A source without an overlap still tells which pairs there are.
+    stored = source.operator("hamiltonian" if source.overlap is None else "overlap")
+    moved = tile_operator(stored, matrix).permuted(order, shifts)
+    copies = len(structure) // len(source.structure)
+    return Sample(
+        name=source.name,
+        structure=tiled.permuted(order, shifts),
+        basis=source.basis,
+        overlap=None if source.overlap is None else moved,
+        hamiltonian=moved if source.overlap is None else None,
+        n_electrons=None if source.n_electrons is None else copies * source.n_electrons,
+        provenance=source.provenance,
+    )
 
 
 def count_electrons(loaded: LoadedModel, structure: Structure) -> float | None:
@@ -132,32 +171,14 @@ def count_electrons(loaded: LoadedModel, structure: Structure) -> float | None:
     return None if None in valence else float(sum(v for v in valence if v is not None))
 
 
-def check_same_crystal(structure: Structure, source: Sample) -> None:
+def _is_same_crystal(structure: Structure, other: Structure) -> bool:
     """Whether the atoms of both are the same, one by one; moments may differ."""
-    other = source.structure
-    remedy = "the overlap must be computed for this very structure; atoms in the same order"
-    if len(structure) != len(other) or not np.array_equal(structure.numbers, other.numbers):
-        raise ModelError(f"an overlap for other atoms: {_formula(other)}", expected=_formula(structure), remedy=remedy)
-    cell = float(np.abs(structure.cell - other.cell).max())
-    if cell > _POSITION_TOLERANCE_ANG:
-        raise ModelError(
-            f"an overlap for another cell: lattice vectors differ by up to {cell:.3g} Å",
-            expected=f"the same cell to {_POSITION_TOLERANCE_ANG} Å",
-            remedy=remedy,
-        )
-    apart = np.linalg.norm(structure.positions - other.positions, axis=1)
-    if apart.max() > _POSITION_TOLERANCE_ANG:
-        atom = int(apart.argmax())
-        raise ModelError(
-            f"an overlap for another structure: atom {atom} ({structure.labels[atom]}) is {apart[atom]:.3g} Å away",
-            expected=f"the same positions to {_POSITION_TOLERANCE_ANG} Å",
-            remedy=remedy,
-        )
-
-
-def _formula(structure: Structure) -> str:
-    labels, counts = np.unique(np.array(structure.labels), return_counts=True)
-    return f"{len(structure)} atoms, " + " ".join(f"{l}{n}" for l, n in zip(labels, counts, strict=True))
+    return (
+        len(structure) == len(other)
+        and np.array_equal(structure.numbers, other.numbers)
+        and bool(np.abs(structure.cell - other.cell).max() <= _POSITION_TOLERANCE_ANG)
+        and bool(np.abs(structure.positions - other.positions).max() <= _POSITION_TOLERANCE_ANG)
+    )
 
 
 def _provenance(loaded: LoadedModel, source: Sample | None, warnings: list[str]) -> dict[str, Any]:

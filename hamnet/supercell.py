@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .blocks import BlockOperator
-from .errors import HamnetError
+from .errors import HamnetError, StructureError
 from .structure import Structure
 
-__all__ = ["tile_operator", "tile_structure"]
+__all__ = ["supercell_matrix", "tile_operator", "tile_structure"]
 
 
 def _cells(matrix: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
@@ -38,6 +38,19 @@ def _fold(cells: NDArray, matrix: NDArray, determinant: int) -> tuple[NDArray, N
     adjugate = np.rint(determinant * np.linalg.inv(matrix)).astype(np.int64)
     shift = (cells @ adjugate) // determinant
     return shift, cells - shift @ matrix
+
+
+def supercell_matrix(cell: ArrayLike, of_cell: ArrayLike, *, tolerance_ang: float = 1e-3) -> NDArray[np.int64]:
+    """The integer M with cell = M · of_cell. Raises :class:`StructureError` if there is none within the tolerance."""
+    cell, of_cell = np.asarray(cell, dtype=np.float64), np.asarray(of_cell, dtype=np.float64)
+    matrix = np.rint(cell @ np.linalg.inv(of_cell))
+    apart = float(np.abs(matrix @ of_cell - cell).max())
+    if apart > tolerance_ang:
+        raise StructureError(
+            f"a cell whose lattice vectors miss those of every supercell by {apart:.3g} Å",
+            expected=f"whole multiples of the lattice vectors, to {tolerance_ang} Å",
+        )
+    return matrix.astype(np.int64)
 
 
 def tile_structure(structure: Structure, matrix: ArrayLike) -> Structure:

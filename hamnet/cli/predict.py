@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overlap",
         type=Path,
         metavar="RUN|SET",
-        help="source of the overlap matrix (of STRUCTURE itself if it has one)",
+        help="source of the overlap: this crystal, or a cell that it is made of, with any moments (STRUCTURE itself)",
     )
     parser.add_argument("--overlap-sample", metavar="NAME", help="sample of the set --overlap")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="SET.h5", help="the set to write")
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from hamnet.cli.output import print_json
     from hamnet.cli.structures import load_structure
     from hamnet.models.io import load_model
-    from hamnet.predict import estimate, predict, prediction_pairs
+    from hamnet.predict import estimate, predict, prediction_pairs, source_on
     from hamnet.store import write_samples
 
     loaded = load_model(args.model, device=args.device)
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         overlap=args.overlap,
         overlap_sample=args.overlap_sample,
     )
+    source = None if source is None else source_on(structure, source)
     size = estimate(loaded, prediction_pairs(loaded, structure, source))
     print(f"{size.n_atoms} atoms, {size.n_pairs} pairs, about {size.memory_gb:.2g} GB", file=sys.stderr)
     started = time.perf_counter()

@@ -16,6 +16,7 @@ from hamnet.neighbours import basis_pairs
 from hamnet.predict import count_electrons, estimate, predict, prediction_pairs
 from hamnet.sample import Sample
 from hamnet.store import SampleSet, write_samples
+from hamnet.supercell import tile_operator, tile_structure
 from hamnet.training.evaluate import compare, evaluate, evaluation_mesh, zero_magnetism
 
 
@@ -145,12 +146,26 @@ def test_an_overlap_of_another_structure_is_refused(loaded, samples):
     structure = samples[0].structure
     moved = structure.positions.copy()
     moved[1] += [0.0, 0.01, 0.0]
-    with pytest.raises(ModelError, match=r"another structure: atom 1 \(Pt_fept_SOC\) is 0\.01 Å away"):
+    with pytest.raises(ModelError, match=r"another crystal: atom 1 \(Pt\w*\) has no counterpart: .* at 0\.01 Å"):
         predict(loaded, replace(structure, positions=moved), source=samples[0])
-    with pytest.raises(ModelError, match=r"another cell: lattice vectors differ by up to .* Å"):
+    with pytest.raises(ModelError, match=r"another crystal: a cell whose lattice vectors miss"):
         predict(loaded, replace(structure, cell=1.01 * structure.cell), source=samples[0])
-    with pytest.raises(ModelError, match=r"other atoms: 4 atoms.*; expected 2 atoms"):
+    with pytest.raises(ModelError, match=r"another crystal"):
         predict(loaded, structure, source=samples[2])
+
+
+def test_the_overlap_of_a_small_cell_serves_its_supercells_with_atoms_in_any_order(loaded, samples):
+    small = samples[0]
+    matrix = [[1, 1, 0], [-1, 1, 0], [0, 0, 1]]
+    order, shifts = [2, 0, 3, 1], [[0, 0, 0], [1, -1, 0], [0, 0, 2], [0, 0, 0]]
+    tiled = tile_structure(small.structure, matrix).permuted(order, shifts)
+    texture = tiled.with_moments(tiled.moments * [[1], [-1], [0.9], [1.1]])
+    predicted = predict(loaded, texture, source=small).sample
+    assert predicted.n_electrons == 2 * small.n_electrons
+    expected = tile_operator(small.overlap, matrix).permuted(order, shifts)
+    assert predicted.overlap.max_abs_difference(expected.with_basis(predicted.basis)) == 0
+    alone = predict(loaded, texture).sample
+    assert predicted.hamiltonian.max_abs_difference(alone.hamiltonian) == 0, "the same pairs as from the basis"
 
 
 def test_an_overlap_in_another_basis_is_refused(loaded, samples):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,12 @@ import torch
 
 from hamnet.errors import ConfigError, ModelError
 from hamnet.models.io import load_model
+from hamnet.predict import predict
+from hamnet.store import write_samples
 from hamnet.training.config import load_config
+from hamnet.training.evaluate import evaluate
 from hamnet.training.run import train
+from preprocessing.readers import read_run
 
 LOSSES = ("train_loss", "val_mae_meV", "learning_rate")
 
@@ -191,3 +196,27 @@ def test_ctrl_c_ends_a_run_that_can_be_resumed(tiny, tmp_path):
     epochs = len(history(tmp_path / "run"))
     result = train(tiny(f"training.epochs={epochs + 2}"), resume=True).to_dict()
     assert result["epochs"] == epochs + 2
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "missing"),
+    [
+        ("si_none_c00", "none", {"mae_exchange_meV", "mae_soc_meV"}),
+        ("fe_collinear_c00", "collinear", {"mae_soc_meV"}),
+        ("fe_bcc_nc_a060", "spin-group", {"mae_soc_meV"}),
+    ],
+)
+def test_every_spin_kind_trains_and_predicts_in_its_own_mode(tiny, tracked, tmp_path, name, mode, missing):
+    sample = read_run(tracked("siesta/small") / name).sample
+    write_samples(tmp_path / "one.h5", (replace(sample, name=which) for which in ("train", "validation")))
+    paths = [f"data.{key}={{path='{tmp_path}/one.h5', names='{key}'}}" for key in ("train", "validation")]
+    result = train(tiny(*paths, "training.epochs=2")).to_dict()
+    assert result["mode"] == mode
+    assert {key for key, value in result["errors"]["train"].items() if value is None} == missing
+    loaded = load_model(tmp_path / "run" / "model.safetensors")
+    predicted = predict(loaded, sample.structure, source=sample).sample
+    assert predicted.spin == sample.spin
+    assert predicted.hamiltonian.hermiticity_violation() < 1e-5
+    found = evaluate(loaded, [(sample, None)]).to_dict()
+    assert found["mae_meV"] == pytest.approx(result["errors"]["train"]["mae_meV"], rel=1e-4)
+    assert found["bands_mean_meV"] > 0
