@@ -96,9 +96,6 @@ def join_batches(batches: Sequence[Batch]) -> Batch:
     first_pair = np.cumsum([0] + [sum(b.n_pairs) for b in batches]).tolist()
     first_crystal = np.cumsum([0] + [len(g.cells) for g in graphs]).tolist()
 
-    def moved(name: str, first: Sequence[int]) -> Tensor:
-        return torch.cat([getattr(g, name) + start for g, start in zip(graphs, first, strict=False)])
-
     # Keys in the order of the network's output: self pairs by species, then groups by (row, column) species.
     targets: dict[tuple, list[Tensor]] = {}
     weights: dict[tuple, list[Tensor]] = {}
@@ -115,15 +112,14 @@ def join_batches(batches: Sequence[Batch]) -> Batch:
         for group in batch.graph.pairs:
             moved_group = replace(group, row=group.row + atom, col=group.col + atom, index=group.index + pair)
             groups.setdefault((group.row_species, group.col_species), []).append(moved_group)
+    starts = {"crystal": first_crystal, "edge_row": first_atom, "edge_col": first_atom}
+    joined: dict[str, Any] = {}
+    for name in (f.name for f in fields(Graph) if f.name not in ("pairs", "self_pairs")):
+        # Arrays by atom, edge or crystal follow each other; those that number atoms or crystals count on.
+        parts = [getattr(g, name) for g in graphs]
+        joined[name] = torch.cat([part + n for part, n in zip(parts, starts.get(name, [0] * len(parts)), strict=False)])
     graph = Graph(
-        positions=torch.cat([g.positions for g in graphs]),
-        cells=torch.cat([g.cells for g in graphs]),
-        moments=torch.cat([g.moments for g in graphs]),
-        species=torch.cat([g.species for g in graphs]),
-        crystal=moved("crystal", first_crystal),
-        edge_row=moved("edge_row", first_atom),
-        edge_col=moved("edge_col", first_atom),
-        edge_shift=torch.cat([g.edge_shift for g in graphs]),
+        **joined,
         pairs=tuple(_joined_group(groups[key]) for key in sorted(groups)),
         self_pairs=tuple(
             (s, torch.cat([atoms for atoms, _ in self_pairs[s]]), torch.cat([index for _, index in self_pairs[s]]))
