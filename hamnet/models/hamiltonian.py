@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
@@ -22,6 +23,7 @@ from .readout import BlockReadout, blocks_from_parts, parts_adjoint, readout_deg
 
 __all__ = ["MODES", "HamiltonianModel", "ModelConfig"]
 
+_PRODUCT_SIZE = 0.5
 MODES: tuple[Mode, ...] = ("none", "collinear", "soc", "spin-group")
 
 
@@ -90,7 +92,7 @@ class HamiltonianModel(nn.Module):
         # Radial functions see the two species through vectors of their own.
         width = 8
         self.edge_species = nn.Parameter(torch.randn(len(basis), 2, width, dtype=torch.float64))
-        n_scalars = c.n_radial + 2 * width
+        n_scalars = c.n_radial + 2 * width + 1
         self.interactions = nn.ModuleList(
             Interaction(c.l_max, algebra, c.channels, c.hidden, c.product_channels, n_scalars)
             for _ in range(c.n_layers)
@@ -99,6 +101,7 @@ class HamiltonianModel(nn.Module):
         self.lift_left = EquivariantLinear(c.l_max, algebra, c.channels, c.channels, bias=True)
         self.lift_right = EquivariantLinear(c.l_max, algebra, c.channels, c.channels, bias=True)
         self.lift = TensorProduct(c.l_max, self.l_readout, algebra)
+        self.lift_out = EquivariantLinear(self.l_readout, algebra, c.channels, c.channels)
         self.lift_linear = EquivariantLinear(min(c.l_max, self.l_readout), algebra, c.channels, c.channels)
         self.self_product = NodeProduct(self.l_readout, algebra, c.channels, c.product_channels)
         self.self_linear = EquivariantLinear(self.l_readout, algebra, c.channels, c.pair_channels)
@@ -125,16 +128,16 @@ class HamiltonianModel(nn.Module):
     def features(self, graph: Graph) -> Tensor:
         """(n_atoms, (l_readout+1)², 2, q, channels) of each atom, all that the readout sees."""
         c = self.config
-        x = self.embedding(graph.species, graph.moments)
+        x = self.embedding(graph.species, graph.moments, graph.grids[graph.crystal])
         vectors = graph.vectors(graph.edge_row, graph.edge_col, graph.edge_shift)
         fraction = vectors.norm(dim=-1) / c.cutoff_ang
-        scalars = self._edge_scalars(fraction, graph.species[graph.edge_row], graph.species[graph.edge_col])
+        scalars = self._edge_scalars(graph, fraction, graph.edge_row, graph.edge_col)
         rotation = edge_rotation(vectors, c.l_max)
         weight = envelope(fraction) / math.sqrt(c.mean_neighbours)
         for interaction in self.interactions:
             x = interaction(x, graph.edge_row, graph.edge_col, rotation, scalars, weight)
         x = self.lift_norm(x)
-        lifted = self.lift(self.lift_left(x), self.lift_right(x))
+        lifted = self.lift_out(self.lift(self.lift_left(x), self.lift_right(x)))
         size = min(x.shape[1], lifted.shape[1])
         straight = self.lift_linear(x[:, :size])
         return lifted + nn.functional.pad(straight, (0, 0, 0, 0, 0, 0, 0, lifted.shape[1] - size))
@@ -157,25 +160,43 @@ class HamiltonianModel(nn.Module):
         vectors = graph.vectors(row, col, shift)
         species_row, species_col = graph.species[row], graph.species[col]
         fraction = vectors.norm(dim=-1) / self.pair_cutoff[species_row, species_col]
-        scalars = self._edge_scalars(fraction, species_row, species_col)
+        scalars = self._edge_scalars(graph, fraction, row, col)
         rotation = edge_rotation(vectors, self.l_readout)
-        features = self.pair_network(x, row, col, rotation, scalars)
-        fade = envelope(fraction)[:, None, None, None]
+        features = self.pair_network(x, row, col, rotation, scalars) * envelope(fraction)[:, None, None, None, None]
         start = 0
         for group in graph.pairs:
             here = slice(start, start + len(group.row))
             start = here.stop
             a, b = group.row_species, group.col_species
-            parts = self.pair_readout[f"{a}_{b}"](features[here]) * fade[here]
+            parts = self.pair_readout[f"{a}_{b}"](features[here])
             if group.partner is not None:
                 parts = (parts + parts_adjoint(parts[group.partner], mode)) / 2
             result.append((a, b, group.index, parts))
         return result
 
-    def _edge_scalars(self, fraction: Tensor, species_row: Tensor, species_col: Tensor) -> Tensor:
-        return torch.cat(
-            [self.radial(fraction), self.edge_species[species_row, 0], self.edge_species[species_col, 1]], dim=1
-        )
+    def _edge_scalars(self, graph: Graph, fraction: Tensor, row: Tensor, col: Tensor) -> Tensor:
+        """(n, n_scalars) what the radial functions see: length, the two species, and the exchange invariant m_i · m_j.
+
+        The network could form m_i · m_j by itself, but so many other invariants come with it that it learns this one,
+        the largest by far in a magnet, last.
+        """
+        species_row, species_col = graph.species[row], graph.species[col]
+        m = self.embedding.scaled_moments(graph.species, graph.moments)
+        exchange = (m[row] * m[col]).sum(dim=-1, keepdim=True)
+        ends = [self.edge_species[species_row, 0], self.edge_species[species_col, 1]]
+        return torch.cat([self.radial(fraction), *ends, exchange], dim=1)
+
+    def stages(self) -> Iterator[tuple[EquivariantLinear, float]]:
+        """(linear map at the end of a branch, size that its output should begin with), as data flow through them.
+
+        Messages begin as large as what an atom knows of itself, products as a small correction to it.
+        """
+        for interaction in self.interactions:
+            yield interaction.out, 1.0  # type: ignore[misc]
+            yield interaction.product.out, _PRODUCT_SIZE  # type: ignore[union-attr,misc]
+        yield self.lift_linear, 1.0
+        yield self.lift_out, _PRODUCT_SIZE
+        yield self.self_product.out, _PRODUCT_SIZE
 
     # -- use -------------------------------------------------------------------------------------------------------
 

@@ -31,13 +31,16 @@ class EdgeNetwork(nn.Module):
         n_gain = (l_max + 1) * 2 * algebra.n_irreps * hidden
         self.hidden, self.c_out, self.n_rows = hidden, c_out, l_max + 1
         n_axial = (l_max + 1) * (hidden + c_out)
+        last = nn.Linear(64, n_gain + n_axial, dtype=torch.float64)
         self.radial = nn.Sequential(
             nn.Linear(n_scalars, 64, dtype=torch.float64),
             nn.SiLU(),
             nn.Linear(64, 64, dtype=torch.float64),
             nn.SiLU(),
-            nn.Linear(64, n_gain + n_axial, dtype=torch.float64),
+            last,
         )
+        with torch.no_grad():  # gains begin near one: at first all lengths count alike, and messages are not small
+            last.bias[:n_gain] += 1
         degree = frame_degree(l_max)
         self.first = EdgeLinear(l_max, algebra, hidden, hidden)
         self.gate = Gate(l_max, algebra, hidden, degree=degree)

@@ -143,7 +143,8 @@ class TrainingConfig:
         is over, if the epochs are not done before; 0: no limit. One of the two must be given.
     batch_size : crystals in one step. seed : of weights, order and drawn fractions.
     dtype : precision of the network. device : ``auto`` takes a GPU where there is one. threads : 0: all cores.
-    loss : a name of :data:`hamnet.training.losses.LOSSES`. huber_delta_mev : where ``huber`` turns linear.
+    loss : a name of :data:`hamnet.training.losses.LOSSES`. huber_delta_mev : δ of the losses that have one.
+    onsite_weight : weight of on-site blocks: one per atom beside tens of bonds, but all bands hang on them.
     spin_free_weight, exchange_weight, soc_weight : weights of H_0, Re H_xyz and Im H_xyz in the loss.
     """
 
@@ -154,8 +155,9 @@ class TrainingConfig:
     dtype: Literal["float32", "float64"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
-    loss: str = "mae"
-    huber_delta_mev: float = 1.0
+    loss: str = "mae-mse"
+    huber_delta_mev: float = 1.5
+    onsite_weight: float = 10.0
     spin_free_weight: float = 1.0
     exchange_weight: float = 1.0
     soc_weight: float = 1.0
@@ -177,7 +179,7 @@ class TrainingConfig:
             raise ConfigError(
                 f"loss = {self.loss!r}", expected=f"one of {', '.join(LOSSES)}", remedy=_nearest(self.loss, LOSSES)
             )
-        for name in ("huber_delta_mev", "spin_free_weight", "exchange_weight", "soc_weight"):
+        for name in ("huber_delta_mev", "onsite_weight", "spin_free_weight", "exchange_weight", "soc_weight"):
             positive = name == "huber_delta_mev"
             value = getattr(self, name)
             _check(value > 0 if positive else value >= 0, name, value, "a positive number" if positive else "0 or more")

@@ -37,10 +37,15 @@ def _pseudo_huber(difference: Tensor, delta: float) -> Tensor:
     return torch.sqrt(difference**2 + delta**2) - delta
 
 
+def _mae_mse(difference: Tensor, delta: float) -> Tensor:
+    return difference.abs() + difference**2 / (2 * delta)
+
+
 LOSSES: Mapping[str, Loss] = MappingProxyType(
-    {"mae": _mae, "mse": _mse, "huber": _huber, "pseudo-huber": _pseudo_huber}
+    {"mae": _mae, "mse": _mse, "huber": _huber, "pseudo-huber": _pseudo_huber, "mae-mse": _mae_mse}
 )
-"""What a configuration may ask for. ``huber``: |x| − δ/2 beyond δ and x²/2δ below; ``pseudo-huber``: √(x² + δ²) − δ."""
+"""What a configuration may ask for. ``huber``: |x| − δ/2 beyond δ and x²/2δ below; ``pseudo-huber``: √(x² + δ²) − δ;
+``mae-mse``: |x| + x²/2δ, which neither loses the many small elements nor leaves a few large errors to the last."""
 
 
 def part_weights(mode: Mode, spin_free: float, exchange: float, soc: float) -> Tensor:

@@ -65,7 +65,10 @@ class TrainingModule(lightning.LightningModule):
         training = self.config.training
         penalty = LOSSES[training.loss]
         penalties = [penalty(d * MEV_PER_EV, training.huber_delta_mev) for d in self(batch)]
-        loss = weighted_mean(penalties, batch.weights, self.part_weights)
+        # Self pairs come first in the output of the network.
+        n_self = len(batch.graph.self_pairs)
+        weights = [w * training.onsite_weight if i < n_self else w for i, w in enumerate(batch.weights)]
+        loss = weighted_mean(penalties, weights, self.part_weights)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.n_pairs), prog_bar=True)
         return loss
 

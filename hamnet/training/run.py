@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from hamnet import __version__
+from hamnet.basis import Basis
 from hamnet.errors import ConfigError, HamnetError
 from hamnet.models.hamiltonian import HamiltonianModel
 from hamnet.models.io import TrainedOn, build_model, save_model
 from hamnet.models.readout import blocks_from_parts
+from hamnet.sample import Sample
 
 from .callbacks import AtomicCheckpointIO, History, Reporter, checkpoints, write_text
 from .config import TrainConfig
@@ -28,13 +31,14 @@ from .datamodule import CrystalData, CrystalDataset
 from .metrics import ErrorSums
 from .module import TrainingModule
 from .samples import SampleList, select, split
-from .statistics import fit_readout, mean_neighbours, moment_scales
+from .statistics import calibrate, fit_readout, fit_weights, mean_neighbours, moment_scales
 from .survey import Survey, choose_magnetic, choose_mode, survey
 
 __all__ = ["TrainResult", "train"]
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _LEAST_SCALE_EV = 1e-8
+_MOST_FIRST_SAMPLES, _MOST_FIRST_PAIRS = 32, 10_000
 _MAY_CHANGE = {
     "training": {"epochs", "max_minutes", "threads", "device"},
     "data": {"cache", "cache_gb", "workers", "test"},
@@ -228,7 +232,22 @@ def _prepare_model(config: TrainConfig, data: _Data) -> tuple[HamiltonianModel, 
     with torch.no_grad():
         fit_readout(model, (data.train.sample(index, basis) for index in range(len(data.train))))
     _check_something_to_learn(model)
+    _begin_well(model, data.train, basis)
     return model, {"mode": mode, "magnetic": list(magnetic), "magnetic_because": because}
+
+
+def _begin_well(model: HamiltonianModel, samples: SampleList, basis: Basis) -> None:
+    """Sizes of the branches and weights of the readout from a part of the training set that surely fits into memory."""
+    places = np.unique(np.linspace(0, len(samples) - 1, _MOST_FIRST_SAMPLES).astype(int))
+    first: list[Sample] = []
+    for index in places.tolist():
+        sample = samples.sample(index, basis)
+        if first and sum(len(s.pairs) for s in first) + len(sample.pairs) > _MOST_FIRST_PAIRS:
+            break
+        first.append(sample)
+    graph = model.graph([s.structure for s in first], [s.pairs for s in first])
+    calibrate(model, graph)
+    fit_weights(model, graph, [s.operator("hamiltonian") for s in first])
 
 
 def _check_something_to_learn(model: HamiltonianModel) -> None:

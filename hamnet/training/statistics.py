@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
 from hamnet.basis import Basis
+from hamnet.blocks import BlockOperator
 from hamnet.errors import ModelError
+from hamnet.models.graph import Graph
 from hamnet.models.hamiltonian import HamiltonianModel, half_blocks
 from hamnet.models.readout import BlockReadout, parts_from_blocks
 from hamnet.neighbours import pairs_within
 from hamnet.sample import Sample
 from hamnet.structure import Structure
 
-__all__ = ["fit_readout", "mean_neighbours", "moment_scales"]
+__all__ = ["calibrate", "fit_readout", "fit_weights", "mean_neighbours", "moment_scales"]
+
+_MOST_GAIN = 100.0
+_RIDGE = 1e-9
 
 
 def mean_neighbours(structures: Iterable[Structure], cutoff_ang: float) -> float:
@@ -52,13 +58,12 @@ def fit_readout(model: HamiltonianModel, samples: Iterable[Sample]) -> None:
     the mean of the invariant ones. Irreps that are zero in the set (forbidden by the code, or by all its crystals) keep
     a small scale, so that they are not amplified. The model must still be float64.
     """
-    readouts: dict[str, BlockReadout] = {f"self_{a}": r for a, r in enumerate(model.self_readout)}  # type: ignore[misc]
-    readouts |= dict(model.pair_readout.items())  # type: ignore[arg-type]
+    readouts = _readouts(model)
     sums: dict[str, torch.Tensor] = {}
     squares: dict[str, torch.Tensor] = {}
     counts: dict[str, int] = {}
     for sample in samples:
-        for key, coefficients in _coefficients(model, readouts, sample.with_basis(model.basis)):
+        for key, coefficients in _coefficients(model, readouts, sample.with_basis(model.basis).operator("hamiltonian")):
             sums[key] = sums.get(key, 0) + coefficients.sum(dim=0)
             squares[key] = squares.get(key, 0) + (coefficients**2).sum(dim=0)
             counts[key] = counts.get(key, 0) + len(coefficients)
@@ -83,12 +88,93 @@ def fit_readout(model: HamiltonianModel, samples: Iterable[Sample]) -> None:
         readout.shift.copy_(shift)
 
 
-def _coefficients(model: HamiltonianModel, readouts: dict[str, BlockReadout], sample: Sample):
+@torch.no_grad()
+def calibrate(model: HamiltonianModel, graph: Graph) -> None:
+    """Scale the weights of a new model such that each branch begins with the size that it should have on `graph`.
+
+    Kind by kind (l, parity, spin irrep), stage by stage. Without it the moments of the neighbours arrive a hundred
+    times weaker than an atom's own species, and what depends on both, like m_i · m_j in an on-site energy, is learned
+    last. The idea is that of Mishkin and Matas (2016), arXiv:1511.06422. Kinds that are absent, as pseudoscalars in a
+    crystal with a mirror, are scaled by no more than `_MOST_GAIN`.
+    """
+    for linear, wanted in model.stages():
+        seen: list[torch.Tensor] = []
+        hook = linear.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(output))
+        model(graph)
+        hook.remove()
+        square = (seen[0] ** 2).mean(dim=(0, 4))  # (M, 2, q)
+        kinds = torch.zeros(linear.weight.shape[:3], dtype=square.dtype, device=square.device)
+        index = torch.meshgrid(linear.degree, torch.arange(2, device=square.device), linear.irrep, indexing="ij")
+        kinds.index_put_(index, square, accumulate=True)
+        counts = torch.zeros_like(kinds).index_put_(index, torch.ones_like(square), accumulate=True)
+        size = (kinds / counts).sqrt()
+        linear.weight.mul_(wanted / size.clamp(min=1 / _MOST_GAIN)[..., None, None])
+
+
+@torch.no_grad()
+def fit_weights(model: HamiltonianModel, graph: Graph, labels: Sequence[BlockOperator]) -> None:
+    """Set the linear readout to the ridge regression of the labels on the features that the network now gives.
+
+    Solved in float64 for each irrep of each species pair, in the units of `fit_readout`. A new network so begins at
+    the best that its random features can do, and small but decisive terms, like on-site energies that follow the
+    neighbours' moments, need not wait until the large ones have settled.
+
+    Parameters
+    ----------
+    labels : Hamiltonians of the crystals of `graph`, in its order, species numbered as in the model.
+    """
+    seen: dict[str, torch.Tensor] = {}
+    hooks = [
+        readout.register_forward_pre_hook(partial(_keep_input, seen, key)) for key, readout in _readouts(model).items()
+    ]
+    try:
+        model(graph)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    targets: dict[str, list[torch.Tensor]] = {}
+    for label in labels:
+        for key, coefficients in _coefficients(model, _readouts(model), label):
+            targets.setdefault(key, []).append(coefficients)
+    for key, readout in _readouts(model).items():
+        if key in seen:
+            _regress(readout, seen[key].double(), torch.cat(targets[key]).to(seen[key].device))
+
+
+def _keep_input(seen: dict[str, torch.Tensor], key: str, module: torch.nn.Module, inputs: tuple) -> None:
+    seen[key] = inputs[0]
+
+
+def _regress(readout: BlockReadout, features: torch.Tensor, coefficients: torch.Tensor) -> None:
+    coefficients = coefficients.clone()
+    coefficients[:, 0] -= readout.shift.double()
+    coefficients /= readout.scale.double()[readout.kind][:, readout.irreps.entry]
+    start = 0
+    for (j, natural), multiplicity in readout.irreps.entries.items():
+        width = (2 * j + 1) * multiplicity
+        y = coefficients[:, :, start : start + width].reshape(len(features), len(readout.kind), 2 * j + 1, multiplicity)
+        x = features[:, j * j : (j + 1) ** 2, natural, : len(readout.kind)].transpose(1, 2)
+        start += width
+        for kind in range(readout.n_kinds):
+            of_kind = readout.kind == kind
+            a, b = x[:, of_kind].flatten(0, 2), y[:, of_kind].flatten(0, 2)
+            gram = a.T @ a / len(a)
+            ridge = _RIDGE * gram.diagonal().mean().clamp(min=1e-12) * torch.eye(len(gram), dtype=gram.dtype)
+            weight = torch.linalg.solve(gram + ridge.to(gram.device), a.T @ b / len(a))
+            readout.weights[f"{j}_{natural}"][kind] = weight
+
+
+def _readouts(model: HamiltonianModel) -> dict[str, BlockReadout]:
+    readouts: dict[str, BlockReadout] = {f"self_{a}": r for a, r in enumerate(model.self_readout)}  # type: ignore[misc]
+    return readouts | dict(model.pair_readout.items())  # type: ignore[arg-type]
+
+
+def _coefficients(
+    model: HamiltonianModel, readouts: dict[str, BlockReadout], hamiltonian: BlockOperator
+) -> Iterator[tuple[str, torch.Tensor]]:
     """(readout name, coefficients (n, n_components, total)) in float64 of all blocks that the network computes."""
-    mode = model.config.mode
-    assert sample.hamiltonian is not None
-    for a, b, block in half_blocks(sample.hamiltonian):
+    for a, b, block in half_blocks(hamiltonian):
         key = f"self_{a}" if b is None else f"{a}_{b}"
         irreps = readouts[key].irreps
-        parts = parts_from_blocks(block, mode).to(torch.float64)
-        yield key, irreps.from_parts(parts)
+        parts = parts_from_blocks(block, model.config.mode).to(readouts[key].scale)
+        yield key, irreps.from_parts(parts).double()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,7 @@ def crystal(mode: str) -> Structure:
         numbers=[28, 35, 24, 35],
         labels=["Ni", "Br", "Cr", "Br"],
         moments=moments,
+        grid_axes=[[0.16, 0.01, 0.0], [-0.07, 0.15, 0.01], [0.0, 0.02, 0.2]],
     )
     if mode == "none":
         return structure.with_moments(None)
@@ -272,7 +275,7 @@ def test_h_is_differentiable_in_positions_and_cell(name, mode):
     for sign in (1, -1):
         moved = structure.positions.copy()
         moved[2, 1] += sign * step
-        shifted = Structure(structure.cell, moved, structure.numbers, structure.labels, structure.moments)
+        shifted = replace(structure, positions=moved)
         ends.append(
             float(sum((parts**2).sum() for *_, parts in model(model.graph([shifted], [basis_pairs(structure, BASIS)]))))
         )
