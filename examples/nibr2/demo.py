@@ -4,7 +4,7 @@ Ten OpenMX runs of a 2×1 cell with random moments are the training set. The spi
 cell are predicted from their structure and overlap alone; their Hamiltonians serve for comparison only. A spiral over
 eight cells, which no DFT run has seen, takes its overlap from a 2×1 run.
 
-    python examples/nibr2/demo.py [--output out/demo] [--minutes 4.5]
+    python examples/nibr2/demo.py [--output out/demo] [--minutes 6.5]
 
 Everything goes through the ``hamnet`` command, printed as it is called; this script only strings the calls together and
 writes the report.
@@ -31,7 +31,7 @@ STATES = {"spiral": "in-plane spiral", "tetra": "tetrahedral state"}
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("out/demo"), help="folder for everything (%(default)s)")
-    parser.add_argument("--minutes", type=float, default=4.5, help="training time (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=6.5, help="training time (%(default)s)")
     args = parser.parse_args()
     started = time.monotonic()
     folder: Path = args.output
