@@ -46,7 +46,6 @@ STRUCTURE_ARRAYS = {
     "numbers": FieldSpec("atom", "atomic number"),
     "pbc": FieldSpec("vector", "periodic or not"),
     "moments": FieldSpec("atom, xyz", "mu_B"),
-    "grid_axes": FieldSpec("vector, xyz", "angstrom"),
 }
 SAMPLE_ARRAYS = {
     "forces_ev_per_ang": FieldSpec("atom, xyz", "eV / angstrom"),

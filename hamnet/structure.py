@@ -43,9 +43,6 @@ class Structure:
     moments : (n, 3) μ_B, Cartesian, vector with size, or None where nothing is known about magnetism.
         Axial and odd under time reversal.
     pbc : (3,) periodic directions.
-    grid_axes : (3, 3) Å, rows are the steps a_i / N_i of the DFT code's real-space grid, or None. The grid lowers the
-        symmetry of a computed Hamiltonian below that of the crystal, by tens of meV where it is coarse: it is part of
-        what H was computed from. None means no grid: H with the symmetry of the crystal.
     """
 
     cell: NDArray[np.float64]
@@ -54,7 +51,6 @@ class Structure:
     labels: tuple[str, ...]
     moments: NDArray[np.float64] | None = None
     pbc: NDArray[np.bool_] = (True, True, True)  # type: ignore[assignment]
-    grid_axes: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # the documented way to normalise fields of a frozen dataclass
@@ -65,8 +61,6 @@ class Structure:
         put(self, "pbc", frozen(self.pbc, np.bool_))
         if self.moments is not None:
             put(self, "moments", frozen(self.moments, np.float64))
-        if self.grid_axes is not None:
-            put(self, "grid_axes", frozen(self.grid_axes, np.float64))
         self._validate()
 
     def _validate(self) -> None:
@@ -75,8 +69,6 @@ class Structure:
             raise StructureError(f"cell of shape {self.cell.shape}", expected="(3, 3), rows are lattice vectors")
         if self.positions.shape != (n, 3) or n == 0:
             raise StructureError(f"positions of shape {self.positions.shape}", expected="(n, 3) with n >= 1")
-        if self.grid_axes is not None and self.grid_axes.shape != (3, 3):
-            raise StructureError(f"grid axes of shape {self.grid_axes.shape}", expected="(3, 3), rows are grid steps")
         if self.numbers.shape != (n,) or len(self.labels) != n:
             raise StructureError(
                 f"{len(self.numbers)} atomic numbers and {len(self.labels)} labels", expected=f"{n}, one per position"
@@ -88,7 +80,7 @@ class Structure:
                 f"moments of shape {self.moments.shape}",
                 expected=f"({n}, 3): one Cartesian vector in μ_B for each of the {n} atoms",
             )
-        for name in ("cell", "positions", "moments", "grid_axes"):
+        for name in ("cell", "positions", "moments"):
             values = getattr(self, name)
             if values is not None and not np.isfinite(values).all():
                 where = np.argwhere(~np.isfinite(values))[0]
@@ -139,7 +131,6 @@ class Structure:
             cell=handedness * self.cell @ matrix.T,
             positions=self.positions @ matrix.T,
             moments=None if self.moments is None else handedness * self.moments @ matrix.T,
-            grid_axes=None if self.grid_axes is None else handedness * self.grid_axes @ matrix.T,
         )
 
     def translated(self, vector_ang: ArrayLike) -> Self:

@@ -15,7 +15,13 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="model file")
-    parser.add_argument("sources", type=Path, nargs="+", metavar="SET|RUN", help="sample sets (.h5) or DFT run folders")
+    parser.add_argument(
+        "sources",
+        type=Path,
+        nargs="+",
+        metavar="SET|RUN",
+        help="sample sets (.h5), DFT run folders, or folders of these",
+    )
     parser.add_argument("--samples", metavar="PATTERN", default="*", help="samples of sets, as r0* (%(default)s)")
     parser.add_argument(
         "--bands", action=argparse.BooleanOptionalAction, default=True, help="compare bands within 2 eV of E_F"
@@ -57,11 +63,12 @@ def _places(sources: list[Path], pattern: str) -> list[tuple[Path, str | None]]:
 
     from hamnet.errors import ConfigError
     from hamnet.store import SampleSet
+    from preprocessing.readers import find_runs
 
     places: list[tuple[Path, str | None]] = []
     for path in sources:
         if not path.is_file() or path.suffix.lower() not in (".h5", ".hdf5"):
-            places.append((path, None))
+            places += [(run, None) for run in find_runs([path])]
             continue
         with SampleSet(path) as samples:
             chosen = [name for name in samples.names if fnmatchcase(name, pattern)]

@@ -43,16 +43,12 @@ class NodeEmbedding(nn.Module):
     With spin–orbit coupling the moment m is an axial vector of space: its degree-l harmonics have even parity and time
     parity (−1)^l. Without it m is a vector of free spin, or its z component, and enters at l = 0.
 
-    The steps g of the DFT code's real-space grid enter as Σ_g |g|^l Y_l(ĝ) with even l ≥ 2: the anisotropy that the
-    grid brings into the labels. Without a grid it is exactly zero, and H has the symmetry of the crystal.
-
     Parameters
     ----------
     moment_scale : (n_species,) μ_B, the typical size of a moment; 0 for species whose moments are no input.
     """
 
     _WIDTHS = (0.25, 0.5, 1.0, 2.0)
-    _GRID_STEP_ANG = 0.15
 
     moment_scale: Tensor
     widths: Tensor
@@ -69,18 +65,8 @@ class NodeEmbedding(nn.Module):
         hierarchy = 0.3 ** (torch.arange(self.n_powers, dtype=torch.float64) - 1).clamp(min=0)
         moment = torch.randn(size, dtype=torch.float64) / math.sqrt(len(self._WIDTHS))
         self.moment = nn.Parameter(moment * hierarchy[:, None, None])
-        self.grid = nn.Parameter(torch.randn(n_species, l_max // 2, channels, dtype=torch.float64))
         self.register_buffer("moment_scale", moment_scale, persistent=False)
         self.register_buffer("widths", torch.tensor(self._WIDTHS, dtype=torch.float64), persistent=False)
-
-    def forward(self, species: Tensor, moments: Tensor, grids: Tensor) -> Tensor:
-        """(n, M, 2, q, channels) from species (n,), moments (n, 3) in μ_B and grid steps (n, 3, 3) in Å."""
-        x = self._species_and_moments(species, moments)
-        harmonics = solid_harmonics(self.l_max, grids / self._GRID_STEP_ANG)
-        for place, l in enumerate(range(2, self.l_max + 1, 2)):
-            term = harmonics[l].sum(dim=1)[:, :, None] * self.grid[species, place][:, None]
-            x[:, l * l : (l + 1) ** 2, 0, 0] = x[:, l * l : (l + 1) ** 2, 0, 0] + term
-        return x
 
     def scaled_moments(self, species: Tensor, moments: Tensor) -> Tensor:
         """(n, 3) moments in units of the typical size; zero where they are no input, along z alone if collinear."""
@@ -89,7 +75,8 @@ class NodeEmbedding(nn.Module):
         m = moments / torch.where(magnetic, scale, torch.ones_like(scale))[:, None] * magnetic[:, None]
         return nn.functional.pad(m[:, 2:], (2, 0)) if self.mode == "collinear" else m
 
-    def _species_and_moments(self, species: Tensor, moments: Tensor) -> Tensor:
+    def forward(self, species: Tensor, moments: Tensor) -> Tensor:
+        """(n, M, 2, q, channels) from species (n,) and moments (n, 3) in μ_B."""
         n, q = len(species), self.algebra.n_components
         x = self.species.new_zeros(n, (self.l_max + 1) ** 2, 2, q, self.channels)
         scalars = self.species[species]

@@ -128,7 +128,7 @@ class HamiltonianModel(nn.Module):
     def features(self, graph: Graph) -> Tensor:
         """(n_atoms, (l_readout+1)², 2, q, channels) of each atom, all that the readout sees."""
         c = self.config
-        x = self.embedding(graph.species, graph.moments, graph.grids[graph.crystal])
+        x = self.embedding(graph.species, graph.moments)
         vectors = graph.vectors(graph.edge_row, graph.edge_col, graph.edge_shift)
         fraction = vectors.norm(dim=-1) / c.cutoff_ang
         scalars = self._edge_scalars(graph, fraction, graph.edge_row, graph.edge_col)
