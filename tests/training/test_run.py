@@ -181,7 +181,14 @@ def test_a_loss_that_explodes_stops_the_run_and_leaves_a_good_checkpoint(tiny, t
 def test_ctrl_c_ends_a_run_that_can_be_resumed(tiny, tmp_path):
     command = [sys.executable, "-m", "hamnet.cli.main", "train", "train.toml", "--set", "training.epochs=2000"]
     tiny()
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    # A shell starts what it runs in the background with Ctrl-C ignored, and so would the test inherit it.
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     limit = time.monotonic() + 120
     while not checkpoint.exists():
