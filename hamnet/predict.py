@@ -98,6 +98,9 @@ def predict(
     """
     warnings = check_structure(loaded, structure)
     source = None if source is None else source_on(structure, source)
+    if source is not None and structure.grid_axes is None:
+        # H on the grid of the run that gives the overlap, as that run would compute it.
+        structure = replace(structure, grid_axes=source.structure.grid_axes)
     pairs, overlap = prediction_pairs(loaded, structure, source), None
     warnings += check_pairs(loaded, structure, pairs)
     if source is not None and source.overlap is not None:

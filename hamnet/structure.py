@@ -43,6 +43,9 @@ class Structure:
     moments : (n, 3) μ_B, Cartesian, vector with size, or None where nothing is known about magnetism.
         Axial and odd under time reversal.
     pbc : (3,) periodic directions.
+    grid_axes : (6, 3), the steps a_i / N_i of the DFT code's real-space grid in Å and the Cartesian axes it worked in
+        (unit vectors), or None. The grid lowers the symmetry of a computed Hamiltonian below that of the crystal, by
+        tens of meV where it is coarse. None means no grid: H with the symmetry of the crystal.
     """
 
     cell: NDArray[np.float64]
@@ -51,6 +54,7 @@ class Structure:
     labels: tuple[str, ...]
     moments: NDArray[np.float64] | None = None
     pbc: NDArray[np.bool_] = (True, True, True)  # type: ignore[assignment]
+    grid_axes: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # the documented way to normalise fields of a frozen dataclass
@@ -61,6 +65,8 @@ class Structure:
         put(self, "pbc", frozen(self.pbc, np.bool_))
         if self.moments is not None:
             put(self, "moments", frozen(self.moments, np.float64))
+        if self.grid_axes is not None:
+            put(self, "grid_axes", frozen(self.grid_axes, np.float64))
         self._validate()
 
     def _validate(self) -> None:
@@ -69,6 +75,10 @@ class Structure:
             raise StructureError(f"cell of shape {self.cell.shape}", expected="(3, 3), rows are lattice vectors")
         if self.positions.shape != (n, 3) or n == 0:
             raise StructureError(f"positions of shape {self.positions.shape}", expected="(n, 3) with n >= 1")
+        if self.grid_axes is not None and self.grid_axes.shape != (6, 3):
+            raise StructureError(
+                f"grid axes of shape {self.grid_axes.shape}", expected="(6, 3): three grid steps, three Cartesian axes"
+            )
         if self.numbers.shape != (n,) or len(self.labels) != n:
             raise StructureError(
                 f"{len(self.numbers)} atomic numbers and {len(self.labels)} labels", expected=f"{n}, one per position"
@@ -80,7 +90,7 @@ class Structure:
                 f"moments of shape {self.moments.shape}",
                 expected=f"({n}, 3): one Cartesian vector in μ_B for each of the {n} atoms",
             )
-        for name in ("cell", "positions", "moments"):
+        for name in ("cell", "positions", "moments", "grid_axes"):
             values = getattr(self, name)
             if values is not None and not np.isfinite(values).all():
                 where = np.argwhere(~np.isfinite(values))[0]
@@ -131,6 +141,7 @@ class Structure:
             cell=handedness * self.cell @ matrix.T,
             positions=self.positions @ matrix.T,
             moments=None if self.moments is None else handedness * self.moments @ matrix.T,
+            grid_axes=None if self.grid_axes is None else self.grid_axes @ matrix.T,
         )
 
     def translated(self, vector_ang: ArrayLike) -> Self:

@@ -11,7 +11,7 @@ from hamnet.harmonics import solid_harmonics
 
 from .irreps import Mode, SpinAlgebra
 
-__all__ = ["NodeEmbedding", "RadialBasis", "envelope"]
+__all__ = ["GridAnisotropy", "NodeEmbedding", "RadialBasis", "envelope"]
 
 
 def envelope(fraction: Tensor) -> Tensor:
@@ -98,3 +98,43 @@ class NodeEmbedding(nn.Module):
             odd = m if self.mode == "spin-group" else m[:, 2:]
             x[:, 0, 0, 1 : 1 + odd.shape[1]] = odd[:, :, None] * weights[:, None, 1]
         return x
+
+
+class GridAnisotropy(nn.Module):
+    """Anisotropy that the DFT code's real-space grid brings into its Hamiltonians, as features of the atoms.
+
+    Finite differences along the steps g_a of the grid err by (1/6) Σ_a d_a (g_a · ∇)³ with the dual vectors d_a: an even
+    tensor of degrees 2 and 4, second order in the steps. It enters as the harmonics of the steps, of the dual vectors,
+    and of the Cartesian axes in which the code works, each linearly. Without a grid all are exactly zero.
+    """
+
+    _STEP_ANG = 0.15
+    _N_KINDS = 3
+
+    def __init__(self, l_max: int, algebra: SpinAlgebra, n_species: int, channels: int) -> None:
+        super().__init__()
+        self.l_max, self.n_components = l_max, algebra.n_components
+        self.weight = nn.Parameter(torch.randn(n_species, self._N_KINDS, l_max // 2, channels, dtype=torch.float64))
+
+    def forward(self, species: Tensor, crystal: Tensor, grids: Tensor) -> Tensor:
+        """(n, M, 2, q, channels) from grids (n_crystals, 6, 3): three steps in Å, three axes; zero for no grid."""
+        steps, axes = grids[:, :3] / self._STEP_ANG, grids[:, 3:]
+        present = steps.abs().amax(dim=(1, 2), keepdim=True) > 0
+        duals = torch.linalg.inv(torch.where(present, steps, torch.eye(3, dtype=grids.dtype, device=grids.device))).mT
+        square = (steps * steps).sum(dim=-1, keepdim=True)
+        mean_square = square.mean(dim=1, keepdim=True)
+        dual_square = (duals * duals).sum(dim=-1, keepdim=True)
+        x = grids.new_zeros(len(species), (self.l_max + 1) ** 2, 2, self.n_components, self.weight.shape[-1])
+        degrees = range(2, self.l_max + 1, 2)
+        directions = (_unit(steps, square), duals / dual_square.sqrt(), axes)
+        sizes = (square, 1 / dual_square, mean_square)
+        kinds = [solid_harmonics(self.l_max, d) for d in directions]
+        for place, l in enumerate(degrees):
+            terms = [(kind[l] * size).sum(dim=1) * present[:, 0] for kind, size in zip(kinds, sizes, strict=True)]
+            values = torch.stack(terms, dim=1)[crystal]
+            x[:, l * l : (l + 1) ** 2, 0, 0] = torch.einsum("nkm,nkc->nmc", values, self.weight[species][:, :, place])
+        return x
+
+
+def _unit(vectors: Tensor, square: Tensor) -> Tensor:
+    return vectors / torch.where(square > 0, square, torch.ones_like(square)).sqrt()

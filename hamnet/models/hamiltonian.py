@@ -14,7 +14,7 @@ from hamnet.blocks import BlockOperator, Pairs
 from hamnet.errors import ModelError
 from hamnet.structure import Structure
 
-from .embedding import NodeEmbedding, RadialBasis, envelope
+from .embedding import GridAnisotropy, NodeEmbedding, RadialBasis, envelope
 from .frames import edge_rotation
 from .graph import Graph
 from .interaction import EdgeNetwork, Interaction, NodeProduct
@@ -24,6 +24,7 @@ from .readout import BlockReadout, blocks_from_parts, parts_adjoint, readout_deg
 __all__ = ["MODES", "HamiltonianModel", "ModelConfig"]
 
 _PRODUCT_SIZE = 0.5
+_GRID_SIZE = 0.2
 MODES: tuple[Mode, ...] = ("none", "collinear", "soc", "spin-group")
 
 
@@ -103,6 +104,10 @@ class HamiltonianModel(nn.Module):
         self.lift = TensorProduct(c.l_max, self.l_readout, algebra)
         self.lift_out = EquivariantLinear(self.l_readout, algebra, c.channels, c.channels)
         self.lift_linear = EquivariantLinear(min(c.l_max, self.l_readout), algebra, c.channels, c.channels)
+        self.grid = GridAnisotropy(c.l_max, algebra, len(basis), c.product_channels)
+        self.grid_left = EquivariantLinear(c.l_max, algebra, c.channels, c.product_channels, bias=True)
+        self.grid_out = EquivariantLinear(self.l_readout, algebra, c.product_channels, c.channels)
+        self.grid_product = TensorProduct(c.l_max, self.l_readout, algebra)
         self.self_product = NodeProduct(self.l_readout, algebra, c.channels, c.product_channels)
         self.self_linear = EquivariantLinear(self.l_readout, algebra, c.channels, c.pair_channels)
         self.pair_network = EdgeNetwork(self.l_readout, algebra, c.channels, c.hidden, n_scalars, c.pair_channels)
@@ -140,7 +145,10 @@ class HamiltonianModel(nn.Module):
         lifted = self.lift_out(self.lift(self.lift_left(x), self.lift_right(x)))
         size = min(x.shape[1], lifted.shape[1])
         straight = self.lift_linear(x[:, :size])
-        return lifted + nn.functional.pad(straight, (0, 0, 0, 0, 0, 0, 0, lifted.shape[1] - size))
+        lifted = lifted + nn.functional.pad(straight, (0, 0, 0, 0, 0, 0, 0, lifted.shape[1] - size))
+        # Linear in the anisotropy of the grid, and after all else: what the grid does must not mix with physics.
+        grid = self.grid(graph.species, graph.crystal, graph.grids)
+        return lifted + self.grid_out(self.grid_product(self.grid_left(x), grid))
 
     def forward(self, graph: Graph) -> list[tuple[int, int, Tensor, Tensor]]:
         """(row species, column species, pair index (n,), parts (n, n_parts, n_row, n_col) in eV).
@@ -196,6 +204,7 @@ class HamiltonianModel(nn.Module):
             yield interaction.product.out, _PRODUCT_SIZE  # type: ignore[union-attr,misc]
         yield self.lift_linear, 1.0
         yield self.lift_out, _PRODUCT_SIZE
+        yield self.grid_out, _GRID_SIZE
         yield self.self_product.out, _PRODUCT_SIZE
 
     # -- use -------------------------------------------------------------------------------------------------------

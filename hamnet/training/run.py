@@ -231,6 +231,9 @@ def _prepare_model(config: TrainConfig, data: _Data) -> tuple[HamiltonianModel, 
     model = build_model(section.name, model_config, basis, scales, seed=config.training.seed)
     with torch.no_grad():
         fit_readout(model, (data.train.sample(index, basis) for index in range(len(data.train))))
+        if all(structure.grid_axes is None for structure in data.train.structures()):
+            # Weights that nothing has trained must not speak when a structure with a grid comes.
+            model.grid.weight.zero_()
     _check_something_to_learn(model)
     _begin_well(model, data.train, basis)
     return model, {"mode": mode, "magnetic": list(magnetic), "magnetic_because": because}

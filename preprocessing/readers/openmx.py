@@ -30,6 +30,7 @@ from .openmx_companions import Companions, band_references, find_companions
 from .openmx_constraint import constraint_energy, constraint_field, subtract_penalty
 from .openmx_input import AtomRows, InputText
 from .openmx_momentum import momentum_sign
+from .openmx_output import OutFile
 from .openmx_scfout import Scfout, parse_scfout
 from .openmx_units import BOHR_ANG, HARTREE_EV
 from .protocol import ReadOptions, Run
@@ -104,7 +105,7 @@ def _run(raw: Scfout, options: ReadOptions, checksum: Future[str]) -> Run:
     energy, forces = (None, None) if out is None else (out.total_energy_ha, out.forces_ha_per_bohr)
     sample = Sample(
         name=_name(raw.path),
-        structure=structure.with_moments(_input_moments(raw, atoms, moments, options)),
+        structure=_with_grid(structure, out).with_moments(_input_moments(raw, atoms, moments, options)),
         basis=basis,
         overlap=overlap,
         hamiltonian=layout.operator(h_rows),
@@ -189,6 +190,13 @@ def _crystal(raw: Scfout, text: InputText, atoms: AtomRows) -> tuple[Basis, Stru
             error.found, expected=error.expected, remedy=error.remedy, path=raw.path, place="records tv and Gxyz"
         ) from error
     return basis, structure
+
+
+def _with_grid(structure: Structure, out: OutFile | None) -> Structure:
+    """The structure with the steps of the real-space grid that the run printed."""
+    if out is None or out.grid is None:
+        return structure
+    return replace(structure, grid_axes=np.vstack([structure.cell / np.array(out.grid)[:, None], np.eye(3)]))
 
 
 def _valence(raw: Scfout, text: InputText, atoms: AtomRows) -> dict[str, float]:

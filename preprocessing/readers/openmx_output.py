@@ -21,6 +21,7 @@ __all__ = ["BandFile", "OutFile", "StdFile", "read_band", "read_out", "read_std"
 
 _VERSION = re.compile(rb"OpenMX\s+Ver\.\s*([0-9][0-9A-Za-z.]*)")
 _SYSTEM_NAME = re.compile(rb"^\s*System\.Name\s+(\S+)", re.MULTILINE | re.IGNORECASE)
+_GRID = re.compile(rb"Num\. of grids of a-, b-, and c-axes = *([1-9]\d{0,6}), *([1-9]\d{0,6}), *([1-9]\d{0,6})\s")
 _STEP = re.compile(rb"SCF=\s*(\d+)\s+NormRD=\s*(\S+)\s+Uele=\s*(\S+)")
 _STD_UELE = re.compile(
     rb"<DFT>\s+Uele\s*=\s*(\S+)\s+dUele\s*=\s*(\S+)\s+<DFT>\s+NormRD\s*=\s*(\S+)\s+Criterion\s*=\s*(\S+)"
@@ -41,6 +42,7 @@ class OutFile:
     charges : (n,) printed electrons of each atom.
     moments : (n, 3) μ_B, from up − down and the printed angles; None in an unpolarised run.
     forces_ha_per_bohr : (n, 3).
+    grid : points of the real-space grid along the three lattice vectors.
     """
 
     path: Path
@@ -56,6 +58,7 @@ class OutFile:
     charges: NDArray[np.float64] | None
     moments: NDArray[np.float64] | None
     forces_ha_per_bohr: NDArray[np.float64] | None
+    grid: tuple[int, int, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,13 @@ def read_out(path: Path, n_atoms: int, spin_switch: int) -> OutFile:
         charges=charges,
         moments=moments,
         forces_ha_per_bohr=_forces(path, data, n_atoms),
+        grid=_grid(data),
     )
+
+
+def _grid(data: bytes) -> tuple[int, int, int] | None:
+    match = _GRID.search(data)
+    return None if match is None else (int(match[1]), int(match[2]), int(match[3]))
 
 
 def _scf_steps(path: Path, data: bytes, start: int) -> list[list[float]]:

@@ -50,6 +50,7 @@ def crystal(mode: str) -> Structure:
         numbers=[28, 35, 24, 35],
         labels=["Ni", "Br", "Cr", "Br"],
         moments=moments,
+        grid_axes=np.vstack([[[0.16, 0.01, 0.0], [-0.07, 0.15, 0.01], [0.0, 0.02, 0.2]], np.eye(3)]),
     )
     if mode == "none":
         return structure.with_moments(None)
@@ -302,6 +303,24 @@ def test_a_moment_changes_nothing_beyond_the_receptive_field(name, mode):
         difference[group.pairs] = (a - b).abs().amax(dim=(1, 2, 3)).numpy()
     assert difference[outside].max() < TOLERANCE_EV
     assert difference[~outside].max() > 1e-3
+
+
+@every_model
+@every_mode
+def test_without_a_grid_h_has_the_symmetry_of_the_crystal_and_with_one_it_does_not(name, mode):
+    """Four-fold axis through every atom of a square lattice, moments along it; the grid has two unequal steps."""
+    model = random_model(name, mode)
+    square = Structure(np.diag([3.6, 3.6, 9.0]), [[0, 0, 0]], [28], ["Ni"], [[0, 0, 1.2]])
+    square = square.with_moments(None) if mode == "none" else square
+    quarter = Rotation.from_rotvec([0, 0, np.pi / 2]).as_matrix()
+
+    def violation(structure: Structure) -> float:
+        h = predict(model, structure)
+        block = h.block(0, 0, (0, 0, 0))
+        return float((rotate(h, quarter).block(0, 0, (0, 0, 0)) - block).abs().max())
+
+    assert violation(square) < TOLERANCE_EV
+    assert violation(replace(square, grid_axes=np.vstack([np.diag([0.16, 0.14, 0.15]), np.eye(3)]))) > 1e-4
 
 
 @every_model
