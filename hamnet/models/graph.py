@@ -41,7 +41,8 @@ class Graph:
 
     Attributes
     ----------
-    positions : (n, 3) Å; cells : (n_crystals, 3, 3) Å; moments : (n, 3) μ_B.
+    positions : (n, 3) Å; cells : (n_crystals, 3, 3) Å; both float64, since hundreds of Å in float32 are off by 1e-5 Å.
+    moments : (n, 3) μ_B, in the dtype of the model.
     species : (n,) species index in the model's basis; crystal : (n,) crystal of each atom.
     grids : (n_crystals, 6, 3) steps of the DFT code's grid in Å and its Cartesian axes; zero where there is none.
     edge_row, edge_col, edge_shift : short edges, messages go from column to row atom; (e,), (e,), (e, 3).
@@ -85,8 +86,8 @@ class Graph:
 
         moments = [np.zeros((len(s), 3)) if s.moments is None else s.moments for s in structures]
         return cls(
-            positions=real(s.positions for s in structures),
-            cells=real(s.cell[None] for s in structures),
+            positions=joined(s.positions for s in structures),
+            cells=joined(s.cell[None] for s in structures),
             moments=real(moments),
             species=joined(basis.species_of(s) for s in structures),
             crystal=joined(np.full(len(s), c) for c, s in enumerate(structures)),
@@ -100,7 +101,8 @@ class Graph:
     def vectors(self, row: Tensor, col: Tensor, shift: Tensor) -> Tensor:
         """(n, 3) Å from row to column atom, differentiable in positions and cells."""
         cells = self.cells[self.crystal[row]]
-        return self.positions[col] - self.positions[row] + torch.einsum("na,nab->nb", shift, cells)
+        vectors = self.positions[col] - self.positions[row] + torch.einsum("na,nab->nb", shift.to(cells.dtype), cells)
+        return vectors.to(self.moments.dtype)
 
     def with_moments(self, moments: Tensor) -> Self:
         return replace(self, moments=moments)

@@ -132,15 +132,36 @@ class HamiltonianModel(nn.Module):
 
     def features(self, graph: Graph) -> Tensor:
         """(n_atoms, (l_readout+1)², 2, q, channels) of each atom, all that the readout sees."""
-        c = self.config
-        x = self.embedding(graph.species, graph.moments)
+        x, edges = self.embed(graph), self.edges(graph)
+        for layer in range(self.config.n_layers):
+            x = self.interact(layer, x, graph, edges)
+        return self.lifted(x)
+
+    def embed(self, graph: Graph) -> Tensor:
+        """(n_atoms, (l_max+1)², 2, q, channels) what each atom knows of itself: species and moment."""
+        return self.embedding(graph.species, graph.moments)
+
+    def edges(self, graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
+        """Frames, invariants and weights of the short edges, the same for all rounds of messages."""
         vectors = graph.vectors(graph.edge_row, graph.edge_col, graph.edge_shift)
-        fraction = vectors.norm(dim=-1) / c.cutoff_ang
+        fraction = vectors.norm(dim=-1) / self.config.cutoff_ang
         scalars = self._edge_scalars(graph, fraction, graph.edge_row, graph.edge_col)
-        rotation = edge_rotation(vectors, c.l_max)
-        weight = envelope(fraction) / math.sqrt(c.mean_neighbours)
-        for interaction in self.interactions:
-            x = interaction(x, graph.edge_row, graph.edge_col, rotation, scalars, weight)
+        weight = envelope(fraction) / math.sqrt(self.config.mean_neighbours)
+        return edge_rotation(vectors, self.config.l_max), scalars, weight
+
+    def interact(
+        self, layer: int, x: Tensor, graph: Graph, edges: tuple[Tensor, Tensor, Tensor], n_rows: int | None = None
+    ) -> Tensor:
+        """One round of messages: what each atom knows after `layer` + 1 rounds from what it and its neighbours knew.
+
+        The features of an atom then depend on atoms (positions, species, moments) that `layer` + 1 edges reach.
+
+        n_rows : only the first so many atoms are updated and returned; no edge may have another row atom.
+        """
+        return self.interactions[layer](x, graph.edge_row, graph.edge_col, *edges, n_rows)
+
+    def lifted(self, x: Tensor) -> Tensor:
+        """(n, (l_readout+1)², 2, q, channels) from the features after the last round, atom by atom."""
         x = self.lift_norm(x)
         lifted = self.lift_out(self.lift(self.lift_left(x), self.lift_right(x)))
         size = min(x.shape[1], lifted.shape[1])
@@ -155,13 +176,18 @@ class HamiltonianModel(nn.Module):
 
         Only pairs with row species ≤ column species; the others are adjoints. Self pairs come first.
         """
-        x = self.features(graph)
+        return self.readout(self.features(graph), graph)
+
+    def readout(self, x: Tensor, graph: Graph) -> list[tuple[int, int, Tensor, Tensor]]:
+        """The output of :meth:`forward` from the :meth:`features` of all atoms that occur in the graph's pairs."""
         mode = self.config.mode
         result = []
-        onsite = self.self_linear(self.self_product(x))
-        for species, atoms, index in graph.self_pairs:
-            parts = self.self_readout[species](onsite[atoms])
-            result.append((species, species, index, (parts + parts_adjoint(parts, mode)) / 2))
+        atoms_of = [atoms for _, atoms, _ in graph.self_pairs]
+        if atoms_of:
+            onsite = self.self_linear(self.self_product(x[torch.cat(atoms_of)])).split([len(a) for a in atoms_of])
+            for (species, _, index), own in zip(graph.self_pairs, onsite, strict=True):
+                parts = self.self_readout[species](own)
+                result.append((species, species, index, (parts + parts_adjoint(parts, mode)) / 2))
         if not graph.pairs:
             return result
         row, col, shift = (torch.cat([getattr(g, name) for g in graph.pairs]) for name in ("row", "col", "shift"))

@@ -101,9 +101,20 @@ class Interaction(nn.Module):
         self.product = NodeProduct(l_max, algebra, channels, product_channels)
 
     def forward(
-        self, x: Tensor, row: Tensor, col: Tensor, rotation: Tensor, edge_scalars: Tensor, weight: Tensor
+        self,
+        x: Tensor,
+        row: Tensor,
+        col: Tensor,
+        rotation: Tensor,
+        edge_scalars: Tensor,
+        weight: Tensor,
+        n_rows: int | None = None,
     ) -> Tensor:
-        """`weight` (e,): cutoff envelope over the square root of the typical number of neighbours."""
+        """`weight` (e,): cutoff envelope over the square root of the typical number of neighbours.
+
+        n_rows : how many atoms, the first ones, are updated and returned; default: all.
+        """
         messages = self.edge(self.norm(x), row, col, rotation, edge_scalars) * weight[:, None, None, None, None]
+        x = x[:n_rows]
         summed = torch.zeros(len(x), *messages.shape[1:], dtype=x.dtype, device=x.device).index_add(0, row, messages)
         return self.product(x + self.out(summed))

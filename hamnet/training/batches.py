@@ -60,7 +60,7 @@ def prepare(graph: Graph, hamiltonian: BlockOperator, mode: Mode) -> Batch:
 
     Raises :class:`ConfigError` where the Hamiltonian has a part that `mode` cannot have.
     """
-    dtype, pairs = graph.positions.dtype, hamiltonian.pairs
+    dtype, pairs = graph.moments.dtype, hamiltonian.pairs
     _check_dropped_parts(hamiltonian, mode)
     blocks = {(g.row_species, g.col_species): (g, b) for g, b in zip(pairs.groups, hamiltonian.blocks, strict=True)}
     entries = [(s, s, index) for s, _, index in graph.self_pairs]

@@ -2,7 +2,9 @@
 
 |ΔH| is the modulus of a complex element of a Pauli component. Spin-free is μ = 0; exchange is Re of μ = x, y, z (odd
 under time reversal); soc is Im of μ = x, y, z (even). The spinor figure is the mean over the elements of the 2×2
-spinor blocks – for a collinear Hamiltonian those of its two channels.
+spinor blocks – for a collinear Hamiltonian those of its two channels. Each part has a mean of |ΔH| (``mae``) and a root
+mean square (``rmse``), which few large elements decide, as they decide the bands: with spin–orbit coupling
+4 rmse² = rmse_spin_free² + 3 rmse_exchange² + 3 rmse_soc².
 """
 
 from __future__ import annotations
@@ -14,17 +16,18 @@ from torch import Tensor
 
 from hamnet.units import MEV_PER_EV
 
-__all__ = ["KINDS", "ErrorSums"]
+__all__ = ["PARTS", "ErrorSums"]
 
-KINDS = ("mae", "mae_spin_free", "mae_exchange", "mae_soc", "mae_spinor")
-"""What is measured, in this order."""
+PARTS = ("", "_spin_free", "_exchange", "_soc", "_spinor")
+"""What is measured, in this order: everything, the three parts, and the elements of the spinor blocks."""
 
 
 @dataclass(slots=True)
 class ErrorSums:
-    """Sums of |ΔH| and numbers of elements, from which means over any set of blocks follow."""
+    """Sums of |ΔH| and |ΔH|² and numbers of elements, from which means over any set of blocks follow."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
+    squares: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
 
     def add(self, difference: Tensor, weight: Tensor | None = None) -> None:
@@ -36,31 +39,36 @@ class ErrorSums:
         area = difference.shape[2] * difference.shape[3]
         n = float(len(difference)) if weight is None else float(weight.sum())
 
-        def put(kind: str, values: Tensor, components: int) -> None:
-            per_pair = values.to(torch.float64).sum(dim=(1, 2, 3))
-            total = per_pair.sum() if weight is None else (per_pair * weight).sum()
-            self.sums[kind] = self.sums.get(kind, total.new_zeros(())) + total
-            self.counts[kind] = self.counts.get(kind, 0.0) + n * components * area
+        def put(part: str, size: Tensor, components: int) -> None:
+            size = size.to(torch.float64)
+            for store, values in ((self.sums, size), (self.squares, size**2)):
+                per_pair = values.sum(dim=(1, 2, 3))
+                total = per_pair.sum() if weight is None else (per_pair * weight).sum()
+                store[part] = store.get(part, total.new_zeros(())) + total
+            self.counts[part] = self.counts.get(part, 0.0) + n * components * area
 
-        put("mae", difference.abs(), n_spin)
-        put("mae_spin_free", difference[:, :1].abs(), 1)
+        put("", difference.abs(), n_spin)
+        put("_spin_free", difference[:, :1].abs(), 1)
         if n_spin > 1:
-            put("mae_exchange", difference[:, 1:].real.abs(), n_spin - 1)
+            put("_exchange", difference[:, 1:].real.abs(), n_spin - 1)
         if n_spin == 4 and difference.is_complex():
-            put("mae_soc", difference[:, 1:].imag.abs(), 3)
-        put("mae_spinor", _spinor(difference), {1: 1, 2: 2, 4: 4}[n_spin])
+            put("_soc", difference[:, 1:].imag.abs(), 3)
+        put("_spinor", _spinor(difference), {1: 1, 2: 2, 4: 4}[n_spin])
 
     def join(self, other: ErrorSums) -> None:
-        for kind, total in other.sums.items():
-            self.sums[kind] = self.sums.get(kind, total.new_zeros(())) + total
-            self.counts[kind] = self.counts.get(kind, 0.0) + other.counts[kind]
+        for part, count in other.counts.items():
+            for mine, theirs in ((self.sums, other.sums), (self.squares, other.squares)):
+                mine[part] = mine.get(part, theirs[part].new_zeros(())) + theirs[part]
+            self.counts[part] = self.counts.get(part, 0.0) + count
 
     def means_mev(self) -> dict[str, float | None]:
-        """``mae_meV`` and so on; None where the Hamiltonian has no such part."""
-        return {
-            f"{kind}_meV": float(self.sums[kind]) / self.counts[kind] * MEV_PER_EV if self.counts.get(kind) else None
-            for kind in KINDS
-        }
+        """``mae_meV`` … ``rmse_spinor_meV``; None where the Hamiltonian has no such part."""
+        means: dict[str, float | None] = {f"{kind}{part}_meV": None for kind in ("mae", "rmse") for part in PARTS}
+        for part, count in self.counts.items():
+            if count:
+                means[f"mae{part}_meV"] = float(self.sums[part]) / count * MEV_PER_EV
+                means[f"rmse{part}_meV"] = (float(self.squares[part]) / count) ** 0.5 * MEV_PER_EV
+        return means
 
 
 def _spinor(d: Tensor) -> Tensor:

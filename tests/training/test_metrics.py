@@ -97,6 +97,10 @@ def test_errors_of_one_element_are_those_computed_by_hand():
     assert found["mae_spin_free_meV"] == pytest.approx(1e3 * math.sqrt(5))
     assert found["mae_exchange_meV"] == pytest.approx(1e3 * (3 + 5 + 0) / 3)
     assert found["mae_soc_meV"] == pytest.approx(1e3 * (4 + 0 + 6) / 3)
+    assert found["rmse_meV"] == pytest.approx(1e3 * math.sqrt((5 + 25 + 25 + 36) / 4))
+    assert found["rmse_spin_free_meV"] == pytest.approx(1e3 * math.sqrt(5))
+    assert found["rmse_exchange_meV"] == pytest.approx(1e3 * math.sqrt((9 + 25 + 0) / 3))
+    assert found["rmse_soc_meV"] == pytest.approx(1e3 * math.sqrt((16 + 0 + 36) / 3))
     up_up, down_down, up_down, down_up = 1 + 8j, 1 - 4j, 3 - 1j, 3 + 9j
     assert found["mae_spinor_meV"] == pytest.approx(1e3 * sum(map(abs, (up_up, down_down, up_down, down_up))) / 4)
 
@@ -110,11 +114,23 @@ def test_the_spinor_error_is_that_of_the_assembled_blocks():
     assert sums.means_mev()["mae_spinor_meV"] == pytest.approx(1e3 * float(spinor.abs().mean()))
 
 
-@pytest.mark.parametrize(("n_spin", "missing"), [(1, {"mae_exchange_meV", "mae_soc_meV"}), (2, {"mae_soc_meV"})])
-def test_parts_that_a_hamiltonian_cannot_have_have_no_error(n_spin, missing):
+def test_squares_of_the_parts_add_up_to_the_square_of_the_whole():
+    """Pauli matrices are orthogonal with tr σ² = 2, so the spinor elements hold the same square sum, twice per part."""
+    generator = torch.Generator().manual_seed(2)
+    sums = ErrorSums()
+    sums.add(torch.randn((7, 4, 3, 5), dtype=torch.complex128, generator=generator))
+    rms = {key: value for key, value in sums.means_mev().items() if key.startswith("rmse")}
+    parts = rms["rmse_spin_free_meV"] ** 2 + 3 * rms["rmse_exchange_meV"] ** 2 + 3 * rms["rmse_soc_meV"] ** 2
+    assert 4 * rms["rmse_meV"] ** 2 == pytest.approx(parts)
+    assert rms["rmse_spinor_meV"] ** 2 == pytest.approx(2 * rms["rmse_meV"] ** 2)
+
+
+@pytest.mark.parametrize(("n_spin", "parts"), [(1, {"exchange", "soc"}), (2, {"soc"})])
+def test_parts_that_a_hamiltonian_cannot_have_have_no_error(n_spin, parts):
     sums = ErrorSums()
     sums.add(torch.ones(2, n_spin, 2, 2, dtype=torch.float64))
     means = sums.means_mev()
+    missing = {f"{kind}_{part}_meV" for kind in ("mae", "rmse") for part in parts}
     assert {key for key, value in means.items() if value is None} == missing
     # Both components 1 eV: the channels of a collinear ΔH are 2 and 0.
     assert means["mae_spinor_meV"] == pytest.approx(1e3)
