@@ -24,7 +24,6 @@ from .readout import BlockReadout, blocks_from_parts, parts_adjoint, readout_deg
 __all__ = ["MODES", "HamiltonianModel", "ModelConfig"]
 
 _PRODUCT_SIZE = 0.5
-_GRID_SIZE = 0.2
 MODES: tuple[Mode, ...] = ("none", "collinear", "soc", "spin-group")
 
 
@@ -108,6 +107,8 @@ class HamiltonianModel(nn.Module):
         self.grid_left = EquivariantLinear(c.l_max, algebra, c.channels, c.product_channels, bias=True)
         self.grid_out = EquivariantLinear(self.l_readout, algebra, c.product_channels, c.channels)
         self.grid_product = TensorProduct(c.l_max, self.l_readout, algebra)
+        # From zero: where the data do not tell what belongs to the grid, it is nothing.
+        nn.init.zeros_(self.grid_out.weight)
         self.self_product = NodeProduct(self.l_readout, algebra, c.channels, c.product_channels)
         self.self_linear = EquivariantLinear(self.l_readout, algebra, c.channels, c.pair_channels)
         self.pair_network = EdgeNetwork(self.l_readout, algebra, c.channels, c.hidden, n_scalars, c.pair_channels)
@@ -135,7 +136,7 @@ class HamiltonianModel(nn.Module):
         x, edges = self.embed(graph), self.edges(graph)
         for layer in range(self.config.n_layers):
             x = self.interact(layer, x, graph, edges)
-        return self.lifted(x)
+        return self.lifted(x, graph)
 
     def embed(self, graph: Graph) -> Tensor:
         """(n_atoms, (l_max+1)², 2, q, channels) what each atom knows of itself: species and moment."""
@@ -160,7 +161,7 @@ class HamiltonianModel(nn.Module):
         """
         return self.interactions[layer](x, graph.edge_row, graph.edge_col, *edges, n_rows)
 
-    def lifted(self, x: Tensor) -> Tensor:
+    def lifted(self, x: Tensor, graph: Graph) -> Tensor:
         """(n, (l_readout+1)², 2, q, channels) from the features after the last round, atom by atom."""
         x = self.lift_norm(x)
         lifted = self.lift_out(self.lift(self.lift_left(x), self.lift_right(x)))
@@ -230,7 +231,6 @@ class HamiltonianModel(nn.Module):
             yield interaction.product.out, _PRODUCT_SIZE  # type: ignore[union-attr,misc]
         yield self.lift_linear, 1.0
         yield self.lift_out, _PRODUCT_SIZE
-        yield self.grid_out, _GRID_SIZE
         yield self.self_product.out, _PRODUCT_SIZE
 
     # -- use -------------------------------------------------------------------------------------------------------

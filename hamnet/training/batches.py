@@ -16,6 +16,8 @@ from hamnet.models.graph import Graph, PairGroup
 from hamnet.models.irreps import Mode
 from hamnet.models.readout import parts_from_blocks
 
+from .window import WindowStates
+
 __all__ = ["Batch", "join_batches", "map_tensors", "prepare"]
 
 _T = TypeVar("_T")
@@ -28,13 +30,14 @@ class Batch:
 
     graph : input of the network. targets : (n, n_parts, n_row, n_col) eV for each entry of the network's output, in its
     order. weights : (n,) for each entry; 2 where a pair stands for its adjoint too, which the network does not compute.
-    n_pairs : stored pairs of each crystal.
+    n_pairs : stored pairs of each crystal. windows : states near the Fermi energy of each, where the loss asks for them.
     """
 
     graph: Graph
     targets: tuple[Tensor, ...]
     weights: tuple[Tensor, ...]
     n_pairs: tuple[int, ...]
+    windows: tuple[WindowStates, ...] = ()
 
     @property
     def n_bytes(self) -> int:
@@ -55,7 +58,9 @@ def map_tensors(value: _T, function: Callable[[Tensor], Tensor]) -> _T:
     return result
 
 
-def prepare(graph: Graph, hamiltonian: BlockOperator, mode: Mode) -> Batch:
+def prepare(
+    graph: Graph, hamiltonian: BlockOperator, mode: Mode, windows: tuple[WindowStates, ...] = ()
+) -> Batch:
     """A batch of the one crystal of `graph`, labels in the graph's dtype.
 
     Raises :class:`ConfigError` where the Hamiltonian has a part that `mode` cannot have.
@@ -72,7 +77,7 @@ def prepare(graph: Graph, hamiltonian: BlockOperator, mode: Mode) -> Batch:
         # A pair whose partner is computed as well stands for itself alone.
         alone = np.isin(pairs.partner[index.cpu().numpy()], index.cpu().numpy())
         weights.append(torch.as_tensor(np.where(alone, 1.0, 2.0), dtype=dtype))
-    return Batch(graph, tuple(targets), tuple(weights), (len(pairs),))
+    return Batch(graph, tuple(targets), tuple(weights), (len(pairs),), windows)
 
 
 def _check_dropped_parts(hamiltonian: BlockOperator, mode: Mode) -> None:
@@ -132,6 +137,7 @@ def join_batches(batches: Sequence[Batch]) -> Batch:
         tuple(torch.cat(targets[key]) for key in order),
         tuple(torch.cat(weights[key]) for key in order),
         tuple(n for batch in batches for n in batch.n_pairs),
+        tuple(w for batch in batches for w in batch.windows),
     )
 
 

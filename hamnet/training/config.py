@@ -158,6 +158,8 @@ class TrainingConfig:
     loss: str = "mae-mse"
     huber_delta_mev: float = 1.5
     onsite_weight: float = 10.0
+    band_weight: float = 0.0
+    band_window_ev: float = 3.0
     spin_free_weight: float = 1.0
     exchange_weight: float = 1.0
     soc_weight: float = 1.0
@@ -179,7 +181,7 @@ class TrainingConfig:
             raise ConfigError(
                 f"loss = {self.loss!r}", expected=f"one of {', '.join(LOSSES)}", remedy=_nearest(self.loss, LOSSES)
             )
-        for name in ("huber_delta_mev", "onsite_weight", "spin_free_weight", "exchange_weight", "soc_weight"):
+        for name in ("huber_delta_mev", "onsite_weight", "band_window_ev", "spin_free_weight", "exchange_weight", "soc_weight"):
             positive = name == "huber_delta_mev"
             value = getattr(self, name)
             _check(value > 0 if positive else value >= 0, name, value, "a positive number" if positive else "0 or more")

@@ -15,6 +15,7 @@ from hamnet.models.irreps import Mode
 from .batches import Batch, join_batches, map_tensors, prepare
 from .config import TrainConfig
 from .samples import SampleList
+from .window import window_states
 
 __all__ = ["CrystalData", "CrystalDataset", "EpochOrder"]
 
@@ -34,7 +35,9 @@ class CrystalDataset(Dataset):
         dtype: torch.dtype,
         *,
         keep_bytes: float,
+        window: tuple[float, int] | None = None,
     ) -> None:
+        self.window = window
         self.samples, self.basis = samples, basis
         self.mode: Mode = mode
         self.cutoff_ang, self.dtype = cutoff_ang, dtype
@@ -51,7 +54,15 @@ class CrystalDataset(Dataset):
         graph = Graph.build(
             [self.samples.structure(index)], [hamiltonian.pairs], self.basis, self.cutoff_ang, dtype=self.dtype
         )
-        batch = prepare(graph, hamiltonian, self.mode)
+        windows = ()
+        if self.window is not None:
+            fermi = self.samples.fermi_energy_ev(index)
+            width, n_k = self.window
+            states = window_states(
+                hamiltonian, self.samples.operator(index, "overlap", self.basis), fermi, width_ev=width, n_k=n_k, dtype=self.dtype
+            )
+            windows = (states,)
+        batch = prepare(graph, hamiltonian, self.mode, windows)
         if batch.n_bytes <= self._room:
             self._kept[index] = batch
             self._room -= batch.n_bytes
@@ -95,8 +106,11 @@ class CrystalData(lightning.LightningDataModule):
         room = {"auto": config.data.cache_gb * 2**30, "memory": float("inf"), "none": 0.0}[config.data.cache]
         share = len(train) / (len(train) + len(validation))
         self.train, self.validation = (
-            CrystalDataset(samples, basis, mode, cutoff_ang, dtype, keep_bytes=room * part)
-            for samples, part in ((train, share), (validation, 1 - share))
+            CrystalDataset(samples, basis, mode, cutoff_ang, dtype, keep_bytes=room * part, window=window)
+            for samples, part, window in (
+                (train, share, (config.training.band_window_ev, 16) if config.training.band_weight else None),
+                (validation, 1 - share, None),
+            )
         )
 
     def _loader(self, dataset: CrystalDataset, sampler: Sampler | None) -> DataLoader:

@@ -19,6 +19,7 @@ from .batches import Batch
 from .config import TrainConfig
 from .losses import LOSSES, part_weights, weighted_mean
 from .metrics import ErrorSums
+from .window import projected, window_penalty
 from .schedule import Plateau, learning_rate, progress
 
 __all__ = ["TrainingModule"]
@@ -64,13 +65,38 @@ class TrainingModule(lightning.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         training = self.config.training
         penalty = LOSSES[training.loss]
-        penalties = [penalty(d * MEV_PER_EV, training.huber_delta_mev) for d in self(batch)]
+        differences = self(batch)
+        penalties = [penalty(d * MEV_PER_EV, training.huber_delta_mev) for d in differences]
         # Self pairs come first in the output of the network.
         n_self = len(batch.graph.self_pairs)
         weights = [w * training.onsite_weight if i < n_self else w for i, w in enumerate(batch.weights)]
         loss = weighted_mean(penalties, weights, self.part_weights)
+        if batch.windows:
+            bands = self._band_penalty(batch, differences) * MEV_PER_EV
+            self.log("train_bands", bands, on_step=False, on_epoch=True, batch_size=len(batch.n_pairs))
+            loss = loss + training.band_weight * bands
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.n_pairs), prog_bar=True)
         return loss
+
+    def _band_penalty(self, batch: Batch, differences: list[Tensor]) -> Tensor:
+        graph = batch.graph
+        ends: list[tuple[Tensor, Tensor, Tensor]] = [
+            (atoms, atoms, graph.edge_shift.new_zeros(len(atoms), 3)) for _, atoms, _ in graph.self_pairs
+        ]
+        ends += [(group.row, group.col, group.shift) for group in graph.pairs]
+        blocks = [
+            (*end, weight, blocks_from_parts(difference, self.mode))
+            for end, weight, difference in zip(ends, batch.weights, differences, strict=True)
+        ]
+        point = torch.randint(len(batch.windows[0].k_frac), ())
+        matrices = projected(
+            blocks,
+            graph,
+            self.model.basis,
+            [w.k_frac[point] for w in batch.windows],
+            [w.vectors[point] for w in batch.windows],
+        )
+        return window_penalty(matrices, [w.inside[point] for w in batch.windows])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         for difference, weight in zip(self(batch), batch.weights, strict=True):

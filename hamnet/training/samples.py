@@ -99,6 +99,18 @@ class SampleList:
         ]
         return BlockOperator(basis, pairs, tuple(blocks))
 
+    def fermi_energy_ev(self, index: int) -> float:
+        source, name = self._of(index)
+        fermi = source.group(name).attrs.get("fermi_energy_ev")
+        if fermi is None:
+            raise ConfigError(
+                f"sample {name!r} has no Fermi energy",
+                expected="one, as training.band_weight weighs the states about it",
+                remedy="set training.band_weight = 0",
+                path=self.places[index][0],
+            )
+        return float(fermi)
+
     def sample(self, index: int, basis: Basis) -> Sample:
         """Structure, S and H, species numbered as in `basis`."""
         source, name = self._of(index)
