@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
-from .blocks import BlockOperator
+from .blocks import BlockOperator, Pairs
 from .errors import HamnetError, StructureError
 from .structure import Structure
 
-__all__ = ["supercell_matrix", "tile_operator", "tile_structure"]
+__all__ = ["RepeatedOperator", "repeat_operator", "supercell_matrix", "tile_operator", "tile_structure"]
 
 
 def _cells(matrix: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
@@ -67,8 +70,44 @@ def tile_structure(structure: Structure, matrix: ArrayLike) -> Structure:
     )
 
 
-def tile_operator(operator: BlockOperator, matrix: ArrayLike) -> BlockOperator:
-    """The same operator on the supercell of :func:`tile_structure`."""
+@dataclass(frozen=True, slots=True, eq=False)
+class RepeatedOperator:
+    """An operator whose blocks are copies of those of a smaller one, not written out.
+
+    Attributes
+    ----------
+    pairs : pairs of the large cell; their groups are those of `origin`, in the same order.
+    origin : operator of the small cell.
+    index : (n_pairs,) which pair of the origin has the block of each pair.
+    """
+
+    pairs: Pairs
+    origin: BlockOperator
+    index: NDArray[np.int64]
+
+    def blocks(self, group: int, pairs: slice = slice(None)) -> Tensor:
+        """(n, n_spin, n_row, n_col) of some pairs, counted inside the group."""
+        here, first = self.pairs.groups[group].pairs, self.origin.pairs.groups[group].pairs.start
+        place = torch.as_tensor(self.index[here][pairs] - first, device=self.origin.device)
+        return self.origin.blocks[group][place]
+
+    def whole(self) -> BlockOperator:
+        """The operator with all blocks in memory."""
+        blocks = tuple(self.blocks(group) for group in range(len(self.pairs.groups)))
+        return BlockOperator(self.origin.basis, self.pairs, blocks)
+
+    def permuted(self, order: ArrayLike, shifts: ArrayLike) -> Self:
+        """As :meth:`hamnet.blocks.BlockOperator.permuted`: atom a is atom ``order[a]`` moved by ``shifts[a]``."""
+        order, moved = np.asarray(order, np.int64), np.asarray(shifts, np.int64)
+        new_of_old = np.argsort(order)
+        row, col = new_of_old[self.pairs.row], new_of_old[self.pairs.col]
+        shift = self.pairs.shift - moved[col] + moved[row]
+        pairs, place = Pairs.build(self.pairs.species[order], row, col, shift)
+        return replace(self, pairs=pairs, index=self.index[place])
+
+
+def repeat_operator(operator: BlockOperator, matrix: ArrayLike) -> RepeatedOperator:
+    """The same operator on the supercell of :func:`tile_structure`, its blocks not copied."""
     m, cells, n = _cells(matrix)
     pairs, n_atoms = operator.pairs, operator.pairs.n_atoms
     lowest = cells.min(axis=0)
@@ -77,12 +116,12 @@ def tile_operator(operator: BlockOperator, matrix: ArrayLike) -> BlockOperator:
     # Pair (i, T) → (j, T + R): the column cell is a supercell shift and a cell inside.
     shift, rest = _fold((cells[:, None, :] + pairs.shift[None]).reshape(-1, 3), m, n)
     col_cell = place[tuple((rest - lowest).T)].reshape(n, -1)
-    row = pairs.row[None] + n_atoms * np.arange(n)[:, None]
-    col = pairs.col[None] + n_atoms * col_cell
-    shift = shift.reshape(n, -1, 3)
-    tiled, keys = [], []
-    for group, block in zip(pairs.groups, operator.blocks, strict=True):
-        tiled.append(block.repeat(n, 1, 1, 1))
-        keys.append([a[:, group.pairs].reshape(-1, *a.shape[2:]) for a in (row, col, shift)])
-    row, col, shift = (np.concatenate([k[a] for k in keys]) for a in range(3))
-    return BlockOperator.from_unsorted(operator.basis, np.tile(pairs.species, n), row, col, shift, tiled)
+    row = (pairs.row[None] + n_atoms * np.arange(n)[:, None]).ravel()
+    col = (pairs.col[None] + n_atoms * col_cell).ravel()
+    tiled, order = Pairs.build(np.tile(pairs.species, n), row, col, shift)
+    return RepeatedOperator(tiled, operator, order % len(pairs))
+
+
+def tile_operator(operator: BlockOperator, matrix: ArrayLike) -> BlockOperator:
+    """The same operator on the supercell of :func:`tile_structure`."""
+    return repeat_operator(operator, matrix).whole()
