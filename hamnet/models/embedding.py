@@ -103,9 +103,9 @@ class NodeEmbedding(nn.Module):
 class GridAnisotropy(nn.Module):
     """Anisotropy that the DFT code's real-space grid brings into its Hamiltonians, as features of the atoms.
 
-    Finite differences along the steps g_a of the grid err by (1/6) Σ_a d_a (g_a · ∇)³ with the dual vectors d_a: an even
-    tensor of degrees 2 and 4, second order in the steps. It enters as the harmonics of the steps, of the dual vectors,
-    and of the Cartesian axes in which the code works, each linearly. Without a grid all are exactly zero.
+    Finite differences along the steps g_a of the grid err by (1/6) Σ_a d_a (g_a · ∇)³ with the dual vectors d_a: a
+    tensor of degrees 2 and 4, second order in the steps. The harmonics of the steps, of the dual vectors and of the
+    Cartesian axes in which the code works enter, each linearly. Without a grid all are exactly zero.
     """
 
     _STEP_ANG = 0.15

@@ -30,7 +30,9 @@ class Batch:
 
     graph : input of the network. targets : (n, n_parts, n_row, n_col) eV for each entry of the network's output, in its
     order. weights : (n,) for each entry; 2 where a pair stands for its adjoint too, which the network does not compute.
-    n_pairs : stored pairs of each crystal. windows : states near the Fermi energy of each, where the loss asks for them.
+    n_pairs : stored pairs of each crystal.
+    windows, overlaps : where the loss asks for them, the states of each crystal near its Fermi energy, and S as
+        (n, n_row, n_col) for each entry.
     """
 
     graph: Graph
@@ -38,6 +40,7 @@ class Batch:
     weights: tuple[Tensor, ...]
     n_pairs: tuple[int, ...]
     windows: tuple[WindowStates, ...] = ()
+    overlaps: tuple[Tensor, ...] = ()
 
     @property
     def n_bytes(self) -> int:
@@ -59,9 +62,14 @@ def map_tensors(value: _T, function: Callable[[Tensor], Tensor]) -> _T:
 
 
 def prepare(
-    graph: Graph, hamiltonian: BlockOperator, mode: Mode, windows: tuple[WindowStates, ...] = ()
+    graph: Graph,
+    hamiltonian: BlockOperator,
+    mode: Mode,
+    *,
+    overlap: BlockOperator | None = None,
+    windows: tuple[WindowStates, ...] = (),
 ) -> Batch:
-    """A batch of the one crystal of `graph`, labels in the graph's dtype.
+    """A batch of the one crystal of `graph`, labels in the graph's dtype; with `overlap`, for a loss that needs it.
 
     Raises :class:`ConfigError` where the Hamiltonian has a part that `mode` cannot have.
     """
@@ -70,14 +78,18 @@ def prepare(
     blocks = {(g.row_species, g.col_species): (g, b) for g, b in zip(pairs.groups, hamiltonian.blocks, strict=True)}
     entries = [(s, s, index) for s, _, index in graph.self_pairs]
     entries += [(g.row_species, g.col_species, g.index) for g in graph.pairs]
-    targets, weights = [], []
+    targets, weights, overlaps = [], [], []
+    on_pairs = None if overlap is None else overlap.with_pairs(pairs)
     for a, b, index in entries:
         group, block = blocks[a, b]
         targets.append(parts_from_blocks(block[index.cpu() - group.pairs.start], mode).to(dtype))
         # A pair whose partner is computed as well stands for itself alone.
         alone = np.isin(pairs.partner[index.cpu().numpy()], index.cpu().numpy())
         weights.append(torch.as_tensor(np.where(alone, 1.0, 2.0), dtype=dtype))
-    return Batch(graph, tuple(targets), tuple(weights), (len(pairs),), windows)
+        if on_pairs is not None:
+            place = pairs.groups.index(group)
+            overlaps.append(on_pairs.blocks[place][index.cpu() - group.pairs.start, 0].to(dtype))
+    return Batch(graph, tuple(targets), tuple(weights), (len(pairs),), windows, tuple(overlaps))
 
 
 def _check_dropped_parts(hamiltonian: BlockOperator, mode: Mode) -> None:
@@ -104,6 +116,7 @@ def join_batches(batches: Sequence[Batch]) -> Batch:
     # Keys in the order of the network's output: self pairs by species, then groups by (row, column) species.
     targets: dict[tuple, list[Tensor]] = {}
     weights: dict[tuple, list[Tensor]] = {}
+    overlaps: dict[tuple, list[Tensor]] = {}
     self_pairs: dict[int, list[tuple[Tensor, Tensor]]] = {}
     groups: dict[tuple[int, int], list[PairGroup]] = {}
     for batch, atom, pair in zip(batches, first_atom, first_pair, strict=False):
@@ -112,6 +125,8 @@ def join_batches(batches: Sequence[Batch]) -> Batch:
         for key, target, weight in zip(keys, batch.targets, batch.weights, strict=True):
             targets.setdefault(key, []).append(target)
             weights.setdefault(key, []).append(weight)
+        for key, overlap in zip(keys, batch.overlaps, strict=False):
+            overlaps.setdefault(key, []).append(overlap)
         for species, atoms, index in batch.graph.self_pairs:
             self_pairs.setdefault(species, []).append((atoms + atom, index + pair))
         for group in batch.graph.pairs:
@@ -138,6 +153,7 @@ def join_batches(batches: Sequence[Batch]) -> Batch:
         tuple(torch.cat(weights[key]) for key in order),
         tuple(n for batch in batches for n in batch.n_pairs),
         tuple(w for batch in batches for w in batch.windows),
+        tuple(torch.cat(overlaps[key]) for key in sorted(overlaps)),
     )
 
 

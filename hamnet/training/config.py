@@ -146,6 +146,9 @@ class TrainingConfig:
     loss : a name of :data:`hamnet.training.losses.LOSSES`. huber_delta_mev : δ of the losses that have one.
     onsite_weight : weight of on-site blocks: one per atom beside tens of bonds, but all bands hang on them.
     spin_free_weight, exchange_weight, soc_weight : weights of H_0, Re H_xyz and Im H_xyz in the loss.
+    mu_invariant : leave out of the loss the μ by which H + μS differs from the label, crystal by crystal.
+    band_weight : weight of the error of H between states within band_window_ev of the Fermi energy, in meV, at one of
+        band_k_points points in each step (0: none).
     """
 
     epochs: int = 0
@@ -160,6 +163,8 @@ class TrainingConfig:
     onsite_weight: float = 10.0
     band_weight: float = 0.0
     band_window_ev: float = 3.0
+    band_k_points: int = 16
+    mu_invariant: bool = False
     spin_free_weight: float = 1.0
     exchange_weight: float = 1.0
     soc_weight: float = 1.0
@@ -176,12 +181,21 @@ class TrainingConfig:
         )
         _check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         _check(self.seed >= 0, "seed", self.seed, "0 or more")
+        _check(self.band_window_ev > 0, "band_window_ev", self.band_window_ev, "a positive energy")
+        _check(self.band_k_points >= 1, "band_k_points", self.band_k_points, "at least 1")
         _check(self.threads >= 0, "threads", self.threads, "0 (all cores) or more")
         if self.loss not in LOSSES:
             raise ConfigError(
                 f"loss = {self.loss!r}", expected=f"one of {', '.join(LOSSES)}", remedy=_nearest(self.loss, LOSSES)
             )
-        for name in ("huber_delta_mev", "onsite_weight", "band_window_ev", "spin_free_weight", "exchange_weight", "soc_weight"):
+        for name in (
+            "huber_delta_mev",
+            "onsite_weight",
+            "band_weight",
+            "spin_free_weight",
+            "exchange_weight",
+            "soc_weight",
+        ):
             positive = name == "huber_delta_mev"
             value = getattr(self, name)
             _check(value > 0 if positive else value >= 0, name, value, "a positive number" if positive else "0 or more")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import lightning
 import torch
@@ -36,8 +37,9 @@ class CrystalDataset(Dataset):
         *,
         keep_bytes: float,
         window: tuple[float, int] | None = None,
+        with_overlap: bool = False,
     ) -> None:
-        self.window = window
+        self.window, self.with_overlap = window, with_overlap
         self.samples, self.basis = samples, basis
         self.mode: Mode = mode
         self.cutoff_ang, self.dtype = cutoff_ang, dtype
@@ -54,15 +56,15 @@ class CrystalDataset(Dataset):
         graph = Graph.build(
             [self.samples.structure(index)], [hamiltonian.pairs], self.basis, self.cutoff_ang, dtype=self.dtype
         )
-        windows = ()
-        if self.window is not None:
+        overlap, windows = None, ()
+        if self.window is not None or self.with_overlap:
+            overlap = self.samples.operator(index, "overlap", self.basis)
+        if self.window is not None and overlap is not None:
             fermi = self.samples.fermi_energy_ev(index)
             width, n_k = self.window
-            states = window_states(
-                hamiltonian, self.samples.operator(index, "overlap", self.basis), fermi, width_ev=width, n_k=n_k, dtype=self.dtype
-            )
+            states = window_states(hamiltonian, overlap, fermi, width_ev=width, n_k=n_k, dtype=self.dtype)
             windows = (states,)
-        batch = prepare(graph, hamiltonian, self.mode, windows)
+        batch = prepare(graph, hamiltonian, self.mode, overlap=overlap if self.with_overlap else None, windows=windows)
         if batch.n_bytes <= self._room:
             self._kept[index] = batch
             self._room -= batch.n_bytes
@@ -106,11 +108,8 @@ class CrystalData(lightning.LightningDataModule):
         room = {"auto": config.data.cache_gb * 2**30, "memory": float("inf"), "none": 0.0}[config.data.cache]
         share = len(train) / (len(train) + len(validation))
         self.train, self.validation = (
-            CrystalDataset(samples, basis, mode, cutoff_ang, dtype, keep_bytes=room * part, window=window)
-            for samples, part, window in (
-                (train, share, (config.training.band_window_ev, 16) if config.training.band_weight else None),
-                (validation, 1 - share, None),
-            )
+            CrystalDataset(samples, basis, mode, cutoff_ang, dtype, keep_bytes=room * part, **wanted)
+            for samples, part, wanted in ((train, share, _wanted(config)), (validation, 1 - share, {}))
         )
 
     def _loader(self, dataset: CrystalDataset, sampler: Sampler | None) -> DataLoader:
@@ -134,3 +133,10 @@ class CrystalData(lightning.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def _wanted(config: TrainConfig) -> dict[str, Any]:
+    """What the loss needs beside H."""
+    t = config.training
+    window = (t.band_window_ev, t.band_k_points) if t.band_weight else None
+    return {"window": window, "with_overlap": t.mu_invariant}

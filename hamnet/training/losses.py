@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hamnet.models.irreps import Mode
 
-__all__ = ["LOSSES", "Loss", "part_weights", "weighted_mean"]
+__all__ = ["LOSSES", "Loss", "part_weights", "weighted_mean", "without_shift"]
 
 Loss = Callable[[Tensor, float], Tensor]
 """(difference in meV, δ in meV) → penalty of the same shape."""
@@ -57,6 +57,30 @@ def part_weights(mode: Mode, spin_free: float, exchange: float, soc: float) -> T
         "soc": [spin_free] + 3 * [exchange] + [spin_free] + 3 * [soc],
     }[mode]
     return torch.tensor(values, dtype=torch.float64)[:, None, None]
+
+
+def without_shift(
+    differences: Sequence[Tensor],
+    overlaps: Sequence[Tensor],
+    pair_weights: Sequence[Tensor],
+    crystals: Sequence[Tensor],
+    n_crystals: int,
+) -> list[Tensor]:
+    """ΔH − μS with the μ of each crystal that makes it least in the mean square: what H + μS does not change.
+
+    differences : (n, n_parts, n_row, n_col), H_0 first. overlaps : (n, n_row, n_col). crystals : (n,) of each pair.
+    """
+    along = differences[0].new_zeros(n_crystals)
+    square = differences[0].new_zeros(n_crystals)
+    for d, s, weight, crystal in zip(differences, overlaps, pair_weights, crystals, strict=True):
+        along = along.index_add(0, crystal, (d[:, 0] * s).sum(dim=(1, 2)) * weight)
+        square = square.index_add(0, crystal, (s * s).sum(dim=(1, 2)) * weight)
+    mu = along / square
+    result = []
+    for d, s, crystal in zip(differences, overlaps, crystals, strict=True):
+        spin_free = d[:, :1] - (mu[crystal][:, None, None] * s)[:, None]
+        result.append(torch.cat([spin_free, d[:, 1:]], dim=1))
+    return result
 
 
 def weighted_mean(penalties: Sequence[Tensor], pair_weights: Sequence[Tensor], parts: Tensor) -> Tensor:

@@ -17,10 +17,10 @@ from hamnet.units import MEV_PER_EV
 
 from .batches import Batch
 from .config import TrainConfig
-from .losses import LOSSES, part_weights, weighted_mean
+from .losses import LOSSES, part_weights, weighted_mean, without_shift
 from .metrics import ErrorSums
-from .window import projected, window_penalty
 from .schedule import Plateau, learning_rate, progress
+from .window import projected, window_penalty
 
 __all__ = ["TrainingModule"]
 
@@ -66,6 +66,11 @@ class TrainingModule(lightning.LightningModule):
         training = self.config.training
         penalty = LOSSES[training.loss]
         differences = self(batch)
+        if training.mu_invariant:
+            graph = batch.graph
+            crystals = [graph.crystal[atoms] for _, atoms, _ in graph.self_pairs]
+            crystals += [graph.crystal[group.row] for group in graph.pairs]
+            differences = without_shift(differences, batch.overlaps, batch.weights, crystals, len(graph.cells))
         penalties = [penalty(d * MEV_PER_EV, training.huber_delta_mev) for d in differences]
         # Self pairs come first in the output of the network.
         n_self = len(batch.graph.self_pairs)

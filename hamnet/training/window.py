@@ -44,7 +44,13 @@ def spread_k_points(n_k: int) -> np.ndarray:
 
 
 def window_states(
-    hamiltonian: BlockOperator, overlap: BlockOperator, fermi_ev: float, *, width_ev: float, n_k: int, dtype: torch.dtype
+    hamiltonian: BlockOperator,
+    overlap: BlockOperator,
+    fermi_ev: float,
+    *,
+    width_ev: float,
+    n_k: int,
+    dtype: torch.dtype,
 ) -> WindowStates:
     """States within `width_ev` of `fermi_ev` at `n_k` evenly spread points.
 
@@ -56,16 +62,15 @@ def window_states(
     most = int(near.sum(dim=-1).max())
     if not most:
         raise ConfigError(
-            f"no state within {width_ev} eV of the Fermi energy {fermi_ev} eV", expected="a wider training.band_window_ev"
+            f"no state within {width_ev} eV of the Fermi energy {fermi_ev} eV",
+            expected="a wider training.band_window_ev",
         )
     # The window's states first, in each (k, channel).
     order = torch.argsort(near.to(torch.int8), dim=-1, descending=True, stable=True)[..., :most]
     vectors = torch.take_along_dim(torch.cat([s.vectors for s in states]), order[..., None, :], dim=-1)
     inside = torch.take_along_dim(near, order, dim=-1)
     complex_type = torch.complex128 if dtype == torch.float64 else torch.complex64
-    return WindowStates(
-        torch.as_tensor(k_frac, dtype=dtype), vectors.to(complex_type), inside.to(dtype)
-    )
+    return WindowStates(torch.as_tensor(k_frac, dtype=dtype), vectors.to(complex_type), inside.to(dtype))
 
 
 def projected(
