@@ -46,7 +46,7 @@ STRUCTURE_ARRAYS = {
     "numbers": FieldSpec("atom", "atomic number"),
     "pbc": FieldSpec("vector", "periodic or not"),
     "moments": FieldSpec("atom, xyz", "mu_B"),
-    "grid_axes": FieldSpec("step or axis, xyz", "angstrom (steps), 1 (axes)"),
+    "grid_axes": FieldSpec("vector, xyz", "angstrom"),
 }
 SAMPLE_ARRAYS = {
     "forces_ev_per_ang": FieldSpec("atom, xyz", "eV / angstrom"),

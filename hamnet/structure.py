@@ -43,9 +43,9 @@ class Structure:
     moments : (n, 3) μ_B, Cartesian, vector with size, or None where nothing is known about magnetism.
         Axial and odd under time reversal.
     pbc : (3,) periodic directions.
-    grid_axes : (6, 3), the steps a_i / N_i of the DFT code's real-space grid in Å and the Cartesian axes it worked in
-        (unit vectors), or None. The grid lowers the symmetry of a computed Hamiltonian below that of the crystal, by
-        tens of meV where it is coarse. None means no grid: H with the symmetry of the crystal.
+    grid_axes : (3, 3) Å, rows are the steps a_i / N_i of the DFT code's real-space grid, or None. The grid lowers the
+        symmetry of a computed Hamiltonian below that of the crystal, by tens of meV where it is coarse. None means no
+        grid: H with the symmetry of the crystal.
     """
 
     cell: NDArray[np.float64]
@@ -75,10 +75,8 @@ class Structure:
             raise StructureError(f"cell of shape {self.cell.shape}", expected="(3, 3), rows are lattice vectors")
         if self.positions.shape != (n, 3) or n == 0:
             raise StructureError(f"positions of shape {self.positions.shape}", expected="(n, 3) with n >= 1")
-        if self.grid_axes is not None and self.grid_axes.shape != (6, 3):
-            raise StructureError(
-                f"grid axes of shape {self.grid_axes.shape}", expected="(6, 3): three grid steps, three Cartesian axes"
-            )
+        if self.grid_axes is not None and self.grid_axes.shape != (3, 3):
+            raise StructureError(f"grid axes of shape {self.grid_axes.shape}", expected="(3, 3), rows are grid steps")
         if self.numbers.shape != (n,) or len(self.labels) != n:
             raise StructureError(
                 f"{len(self.numbers)} atomic numbers and {len(self.labels)} labels", expected=f"{n}, one per position"
@@ -141,7 +139,7 @@ class Structure:
             cell=handedness * self.cell @ matrix.T,
             positions=self.positions @ matrix.T,
             moments=None if self.moments is None else handedness * self.moments @ matrix.T,
-            grid_axes=None if self.grid_axes is None else self.grid_axes @ matrix.T,
+            grid_axes=None if self.grid_axes is None else handedness * self.grid_axes @ matrix.T,
         )
 
     def translated(self, vector_ang: ArrayLike) -> Self:

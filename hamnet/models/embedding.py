@@ -104,37 +104,31 @@ class GridAnisotropy(nn.Module):
     """Anisotropy that the DFT code's real-space grid brings into its Hamiltonians, as features of the atoms.
 
     Finite differences along the steps g_a of the grid err by (1/6) Σ_a d_a (g_a · ∇)³ with the dual vectors d_a: a
-    tensor of degrees 2 and 4, second order in the steps. The harmonics of the steps, of the dual vectors and of the
-    Cartesian axes in which the code works enter, each linearly. Without a grid all are exactly zero.
+    tensor of degrees 2 and 4, second order in the steps. The harmonics of each step and of each dual vector enter,
+    linearly, with weights of their own, as codes do not treat their axes alike. Without a grid all are exactly zero.
     """
 
     _STEP_ANG = 0.15
-    _N_KINDS = 3
+    _N_KINDS = 6
 
     def __init__(self, l_max: int, algebra: SpinAlgebra, n_species: int, channels: int) -> None:
         super().__init__()
         self.l_max, self.n_components = l_max, algebra.n_components
-        self.weight = nn.Parameter(torch.randn(n_species, self._N_KINDS, l_max // 2, channels, dtype=torch.float64))
+        self.degrees = range(2, min(l_max, 4) + 1, 2)
+        size = (n_species, len(self.degrees), self._N_KINDS, channels)
+        self.weight = nn.Parameter(torch.randn(size, dtype=torch.float64))
 
     def forward(self, species: Tensor, crystal: Tensor, grids: Tensor) -> Tensor:
-        """(n, M, 2, q, channels) from grids (n_crystals, 6, 3): three steps in Å, three axes; zero for no grid."""
-        steps, axes = grids[:, :3] / self._STEP_ANG, grids[:, 3:]
-        present = steps.abs().amax(dim=(1, 2), keepdim=True) > 0
-        duals = torch.linalg.inv(torch.where(present, steps, torch.eye(3, dtype=grids.dtype, device=grids.device))).mT
-        square = (steps * steps).sum(dim=-1, keepdim=True)
-        mean_square = square.mean(dim=1, keepdim=True)
-        dual_square = (duals * duals).sum(dim=-1, keepdim=True)
+        """(n, M, 2, q, channels) from the steps (n_crystals, 3, 3) in Å; zero for no grid."""
+        present = grids.abs().amax(dim=(1, 2)) > 0
+        steps = torch.where(present[:, None, None], grids / self._STEP_ANG, torch.eye(3).to(grids))
+        duals = torch.linalg.inv(steps).mT
+        squares = torch.cat([(steps * steps).sum(dim=-1), 1 / (duals * duals).sum(dim=-1)], dim=1)
+        directions = torch.nn.functional.normalize(torch.cat([steps, duals], dim=1), dim=-1)
+        size = squares * present[:, None]
         x = grids.new_zeros(len(species), (self.l_max + 1) ** 2, 2, self.n_components, self.weight.shape[-1])
-        degrees = range(2, self.l_max + 1, 2)
-        directions = (_unit(steps, square), duals / dual_square.sqrt(), axes)
-        sizes = (square, 1 / dual_square, mean_square)
-        kinds = [solid_harmonics(self.l_max, d) for d in directions]
-        for place, l in enumerate(degrees):
-            terms = [(kind[l] * size).sum(dim=1) * present[:, 0] for kind, size in zip(kinds, sizes, strict=True)]
-            values = torch.stack(terms, dim=1)[crystal]
-            x[:, l * l : (l + 1) ** 2, 0, 0] = torch.einsum("nkm,nkc->nmc", values, self.weight[species][:, :, place])
+        harmonics = solid_harmonics(max(self.degrees, default=0), directions)
+        for place, l in enumerate(self.degrees):
+            values = (harmonics[l] * size[..., None])[crystal]
+            x[:, l * l : (l + 1) ** 2, 0, 0] = torch.einsum("nkm,nkc->nmc", values, self.weight[species, place])
         return x
-
-
-def _unit(vectors: Tensor, square: Tensor) -> Tensor:
-    return vectors / torch.where(square > 0, square, torch.ones_like(square)).sqrt()

@@ -44,7 +44,7 @@ class Graph:
     positions : (n, 3) Å; cells : (n_crystals, 3, 3) Å; both float64, since hundreds of Å in float32 are off by 1e-5 Å.
     moments : (n, 3) μ_B, in the dtype of the model.
     species : (n,) species index in the model's basis; crystal : (n,) crystal of each atom.
-    grids : (n_crystals, 6, 3) steps of the DFT code's grid in Å and its Cartesian axes; zero where there is none.
+    grids : (n_crystals, 3, 3) Å, steps of the DFT code's grid; zero where there is none.
     edge_row, edge_col, edge_shift : short edges, messages go from column to row atom; (e,), (e,), (e, 3).
     pairs : orbital pairs by species; self_index : per species, (atoms, index) of the self pairs.
     """
@@ -91,7 +91,7 @@ class Graph:
             moments=real(moments),
             species=joined(basis.species_of(s) for s in structures),
             crystal=joined(np.full(len(s), c) for c, s in enumerate(structures)),
-            grids=real((np.zeros((6, 3)) if s.grid_axes is None else s.grid_axes)[None] for s in structures),
+            grids=real((np.zeros((3, 3)) if s.grid_axes is None else s.grid_axes)[None] for s in structures),
             edge_row=joined(e[0][k] + a for e, k, a in zip(edges, keep, first_atom, strict=False)),
             edge_col=joined(e[1][k] + a for e, k, a in zip(edges, keep, first_atom, strict=False)),
             edge_shift=real(e[2][k] for e, k in zip(edges, keep, strict=True)),

@@ -196,7 +196,7 @@ def _with_grid(structure: Structure, out: OutFile | None) -> Structure:
     """The structure with the steps of the real-space grid that the run printed."""
     if out is None or out.grid is None:
         return structure
-    return replace(structure, grid_axes=np.vstack([structure.cell / np.array(out.grid)[:, None], np.eye(3)]))
+    return replace(structure, grid_axes=structure.cell / np.array(out.grid)[:, None])
 
 
 def _valence(raw: Scfout, text: InputText, atoms: AtomRows) -> dict[str, float]:
