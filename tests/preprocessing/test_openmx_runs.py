@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from preprocessing.readers.openmx import OpenMXReader
 from preprocessing.readers.openmx_momentum import overlap_decay_score
 from preprocessing.readers.openmx_output import read_out
 from preprocessing.readers.openmx_scfout import parse_scfout
-from preprocessing.readers.openmx_units import HARTREE_EV
+from preprocessing.readers.openmx_units import BOHR_ANG, HARTREE_EV
 from preprocessing.readers.protocol import ReadOptions, Run
 
 TRACKED = json.loads((Path(__file__).parents[1] / "data" / "openmx" / "manifest.json").read_text())
@@ -201,6 +202,17 @@ def test_label_is_exactly_hermitian_and_stored_h_nearly(tracked_run):
 def test_pairs_are_those_of_touching_orbitals(tracked_run):
     sample = tracked_run[0].sample
     assert basis_pairs(sample.structure, sample.basis).equals(sample.overlap.pairs)
+
+
+@pytest.mark.parametrize("name", sorted(TRACKED))
+def test_grid_steps_are_the_printed_ones(name, tracked):
+    folder = tracked(f"openmx/{name}")
+    text = (folder / "openmx.std").read_text(encoding="utf-8")
+    printed = [re.findall(rf"gtv_{axis} = *(\S+), *(\S+), *(\S+)", text)[-1] for axis in "abc"]
+    steps_ang = np.array(printed, dtype=float) * BOHR_ANG
+    np.testing.assert_allclose(
+        READER.read(folder, ReadOptions(operators=frozenset())).sample.structure.grid_axes, steps_ang, atol=1e-10
+    )
 
 
 def test_overlap_of_an_orbital_with_itself_is_one(tracked_run):
