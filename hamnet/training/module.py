@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning
@@ -18,12 +19,44 @@ from hamnet.units import MEV_PER_EV
 from .batches import Batch
 from .config import TrainConfig
 from .losses import LOSSES, part_weights, weighted_mean
-from .metrics import ErrorSums
+from .metrics import PARTS, ErrorSums
+from .processes import from_first, gathered, send_from_first, summed
 from .schedule import Plateau, learning_rate, progress
 
-__all__ = ["TrainingModule"]
+__all__ = ["Best", "TrainingModule", "joined"]
 
-_STATE = "hamnet"
+STATE = "hamnet"
+"""Key of the part of a checkpoint that is ours."""
+
+
+@dataclass(slots=True)
+class Best:
+    """The best validation so far: its error, its weights, and how many validations have passed since."""
+
+    mae_mev: float = float("inf")
+    weights: list[Tensor] = field(default_factory=list)
+    since: int = 0
+
+    def update(self, mae_mev: float, weights: list[Tensor]) -> None:
+        if mae_mev < self.mae_mev:
+            self.mae_mev, self.weights, self.since = mae_mev, [w.detach().clone() for w in weights], 0
+        else:
+            self.since += 1
+
+
+def joined(errors: ErrorSums) -> ErrorSums:
+    """Sums over the samples of all processes."""
+    rows = [
+        (float(errors.sums.get(part, 0.0)), float(errors.squares.get(part, 0.0)), errors.counts.get(part, 0.0))
+        for part in PARTS
+    ]
+    totals = iter(summed([value for row in rows for value in row]))
+    result = ErrorSums()
+    for part, total, square, count in zip(PARTS, totals, totals, totals, strict=False):
+        if count:
+            result.sums[part], result.squares[part] = torch.tensor(total).double(), torch.tensor(square).double()
+            result.counts[part] = count
+    return result
 
 
 class TrainingModule(lightning.LightningModule):
@@ -35,21 +68,30 @@ class TrainingModule(lightning.LightningModule):
     Parameters
     ----------
     identity : JSON values that stand in each checkpoint and say which run it belongs to.
+    n_steps : steps in an epoch.
     """
 
     part_weights: Tensor
+    loss_sum: Tensor
 
-    def __init__(self, model: HamiltonianModel, config: TrainConfig, *, identity: dict[str, Any]) -> None:
+    def __init__(
+        self, model: HamiltonianModel, config: TrainConfig, *, identity: dict[str, Any], n_steps: int
+    ) -> None:
         super().__init__()
-        self.model, self.config, self.identity = model, config, identity
+        self.model, self.config, self.identity, self.n_steps = model, config, identity, n_steps
         training, optimiser = config.training, config.optimiser
         self.mode: Mode = model.config.mode
         weights = part_weights(self.mode, training.spin_free_weight, training.exchange_weight, training.soc_weight)
         self.register_buffer("part_weights", weights.to(next(model.parameters()).dtype), persistent=False)
+        self.register_buffer("loss_sum", torch.zeros((), dtype=torch.float64), persistent=False)
         self.average = [p.detach().clone() for p in model.parameters()]
         self.n_averaged = 0
         self.plateau = Plateau(optimiser.plateau_patience, optimiser.plateau_factor)
+        self.best = Best()
+        self.batch: Batch | None = None
+        self.n_parts_done = 0
         self.elapsed_s = 0.0
+        self.now_s = 0.0
         self.restored: dict[str, Any] | None = None
         self._clock: float | None = None
         self._errors = ErrorSums()
@@ -69,29 +111,43 @@ class TrainingModule(lightning.LightningModule):
         n_self = len(batch.graph.self_pairs)
         weights = [w * training.onsite_weight if i < n_self else w for i, w in enumerate(batch.weights)]
         loss = weighted_mean(penalties, weights, self.part_weights)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.n_pairs), prog_bar=True)
-        return loss
+        self.loss_sum += loss.detach() * batch.fraction
+        return loss * batch.share
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        for difference, weight in zip(self(batch), batch.weights, strict=True):
+        self.batch = batch
+        differences = self(batch)
+        if batch.fraction == 0:  # a repetition, see Part
+            return
+        for difference, weight in zip(differences, batch.weights, strict=True):
             self._errors.add(blocks_from_parts(difference, self.mode), weight)
 
     # -- running average -------------------------------------------------------------------------------------------
 
     def exchange_average(self) -> None:
         """Put the average in the place of the weights, or back."""
+        parameters = list(self.model.parameters())
         with torch.no_grad():
-            for parameter, average in zip(self.model.parameters(), self.average, strict=True):
-                kept = parameter.detach().clone()
-                parameter.copy_(average)
-                average.copy_(kept)
+            kept = [p.detach().clone() for p in parameters]
+            torch._foreach_copy_(parameters, self.average)
+            torch._foreach_copy_(self.average, kept)
         self._exchanged = not self._exchanged
 
     def on_fit_start(self) -> None:
         self.average = [average.to(self.device) for average in self.average]
-        if self.restored is not None:
+        self.best.weights = [weight.to(self.device) for weight in self.best.weights]
+        send_from_first(self.model.buffers())
+        if self.restored is None:
+            self.average = [p.detach().clone() for p in self.model.parameters()]  # those of the first process
+        else:
             torch.set_rng_state(self.restored["rng"].cpu())
+            self.loss_sum.fill_(self.restored["loss_sums"][self.global_rank])
         self._clock = time.monotonic()
+        self._stop_if_no_progress()
+
+    def _stop_if_no_progress(self) -> None:
+        if self.config.training.patience and self.best.since >= self.config.training.patience:
+            self.trainer.should_stop = True
 
     def on_validation_epoch_start(self) -> None:
         self._errors = ErrorSums()
@@ -99,13 +155,16 @@ class TrainingModule(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.exchange_average()
-        means = self._errors.means_mev()
+        means = joined(self._errors).means_mev()
         for name, value in means.items():
             if value is not None:
                 self.log(f"val_{name}", value, prog_bar=name == "mae_meV")
         if self.trainer.state.fn == "fit":
-            assert means["mae_meV"] is not None
-            self.plateau.update(means["mae_meV"])
+            error = means["mae_meV"]
+            assert error is not None
+            self.plateau.update(error)
+            self.best.update(error, self.average)
+            self._stop_if_no_progress()
 
     # -- learning rate ---------------------------------------------------------------------------------------------
 
@@ -123,48 +182,69 @@ class TrainingModule(lightning.LightningModule):
     def done(self) -> float:
         """Progress of the run, 0 … 1."""
         t = self.config.training
-        total = t.epochs * int(self.trainer.num_training_batches) if t.epochs else None
-        return progress(self.global_step, total, self.time_spent_s, t.max_minutes * 60 or None)
+        total = t.epochs * self.n_steps if t.epochs else None
+        return progress(self.global_step, total, self.now_s, t.max_minutes * 60 or None)
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_train_epoch_start(self) -> None:
+        self.loss_sum.zero_()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self.batch = batch
+        # One clock for all processes: they must agree on the learning rate and on when to stop.
+        (self.now_s,) = from_first([self.time_spent_s])
         rate = learning_rate(self.config.optimiser, self.global_step, self.done, self.plateau.factor)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self.n_parts_done = batch_idx + 1
+        if not self.at_step:
+            return
         self.n_averaged += 1
         # Early on the average forgets faster, so that the random start does not linger in it.
         decay = min(self.config.optimiser.ema_decay, self.n_averaged / (self.n_averaged + 10))
-        for average, parameter in zip(self.average, self.model.parameters(), strict=True):
-            average.lerp_(parameter.detach(), 1 - decay)
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.model.parameters()], 1 - decay)
         if self.config.training.max_minutes and self.done >= 1:
             self.trainer.should_stop = True
 
+    @property
+    def at_step(self) -> bool:
+        """Whether the weights have just been changed, no gradient waiting."""
+        return self.n_parts_done % self.config.training.accumulate == 0 or self.trainer.is_last_batch
+
     def on_train_epoch_end(self) -> None:
-        loss = self.trainer.callback_metrics.get("train_loss")
-        if loss is not None and not bool(torch.isfinite(loss)):
+        self.n_parts_done = 0
+        (loss,) = summed([float(self.loss_sum)])
+        if not loss < float("inf"):
             raise ModelError(
-                f"loss {float(loss)} in epoch {self.current_epoch}",
+                f"loss {loss} in epoch {self.current_epoch}",
                 expected="a finite loss",
                 remedy="lower optimiser.lr or set optimiser.gradient_clip, and resume from the last checkpoint",
             )
+        self.log("train_loss", loss, prog_bar=True)
 
     # -- state -----------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert not self._exchanged
-        checkpoint[_STATE] = {
+        checkpoint[STATE] = {
             "identity": self.identity,
             "average": list(self.average),
             "n_averaged": self.n_averaged,
+            "best": {"mae_mev": self.best.mae_mev, "weights": self.best.weights, "since": self.best.since},
             "plateau": self.plateau.state(),
+            "epoch": self.current_epoch + (self.n_parts_done == 0),
+            "n_parts_done": self.n_parts_done,
+            "loss_sums": gathered(float(self.loss_sum)),
             "elapsed_s": self.time_spent_s,
             "rng": torch.get_rng_state(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        state = checkpoint[_STATE]
+        state = checkpoint[STATE]
         self.average = [average.clone() for average in state["average"]]
+        self.best = Best(**state["best"])
         self.n_averaged, self.elapsed_s = state["n_averaged"], state["elapsed_s"]
+        self.n_parts_done = state["n_parts_done"]
         self.plateau.load(state["plateau"])
         self.restored = state
