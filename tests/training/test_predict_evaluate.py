@@ -14,7 +14,7 @@ from hamnet.eigen import eigenvalues
 from hamnet.errors import BasisError, ModelError, StructureError
 from hamnet.models.io import LoadedModel, load_model
 from hamnet.neighbours import basis_pairs
-from hamnet.predict import count_electrons, estimate, predict, prediction_pairs
+from hamnet.predict import count_electrons, predict, prediction_pairs
 from hamnet.sample import Sample
 from hamnet.store import SampleSet, write_samples
 from hamnet.supercell import tile_operator, tile_structure
@@ -83,13 +83,6 @@ def test_a_structure_with_chemical_symbols_meets_the_species_of_the_model(loaded
     sample = predict(loaded, structure).sample
     assert sample.structure.labels == ("Fe_fept_SOC", "Pt_fept_SOC")
     assert count_electrons(loaded, structure) == 18
-
-
-def test_the_estimate_counts_atoms_pairs_and_elements(loaded, samples):
-    size = estimate(loaded, samples[0].pairs)
-    assert (size.n_atoms, size.n_pairs) == (2, len(samples[0].pairs))
-    assert size.n_elements == 8 * sum(b[0, 0].numel() * len(b) for b in samples[0].hamiltonian.blocks)
-    assert 0 < size.memory_gb < 1
 
 
 # -- what a model refuses ----------------------------------------------------------------------------------------------
