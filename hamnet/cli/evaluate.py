@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.progress import track
 
     from hamnet.cli.output import print_json
+    from hamnet.cli.sources import sample_places
     from hamnet.models.io import load_model
     from hamnet.training.evaluate import evaluate
 
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         check_output(args.plot)
     loaded = load_model(args.model, device=args.device)
     train = _training_set(loaded, args.train) if args.train else None
-    places = _places(args.sources, args.samples)
+    places = sample_places(args.sources, args.samples)
     samples = track(_samples(places), "evaluating", len(places), console=Console(stderr=True), transient=True)
     result = evaluate(loaded, samples, bands=args.bands, train=train).to_dict()
     for warning in result["warnings"]:
@@ -109,27 +110,6 @@ def _training_set(loaded: LoadedModel, paths: list[Path]) -> SampleList:
             file=sys.stderr,
         )
     return SampleList(places)
-
-
-def _places(sources: list[Path], pattern: str) -> list[tuple[Path, str | None]]:
-    """(path, name of the sample in a set, or None for a run)."""
-    from fnmatch import fnmatchcase
-
-    from hamnet.errors import ConfigError
-    from hamnet.store import SampleSet
-    from preprocessing.readers import find_runs
-
-    places: list[tuple[Path, str | None]] = []
-    for path in sources:
-        if not path.is_file() or path.suffix.lower() not in (".h5", ".hdf5"):
-            places += [(run, None) for run in find_runs([path])]
-            continue
-        with SampleSet(path) as samples:
-            chosen = [name for name in samples.names if fnmatchcase(name, pattern)]
-        if not chosen:
-            raise ConfigError(f"no sample fits {pattern!r}", expected="at least one", path=path)
-        places += [(path, name) for name in chosen]
-    return places
 
 
 def _samples(places: list[tuple[Path, str | None]]) -> Iterator[tuple[Sample, Any]]:
