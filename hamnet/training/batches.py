@@ -28,13 +28,15 @@ class Batch:
 
     graph : input of the network. targets : (n, n_parts, n_row, n_col) eV for each entry of the network's output, in its
     order. weights : (n,) for each entry; 2 where a pair stands for its adjoint too, which the network does not compute.
-    n_pairs : stored pairs of each crystal.
+    n_pairs : stored pairs of each crystal. share, fraction : as in :class:`~hamnet.training.plan.Part`.
     """
 
     graph: Graph
     targets: tuple[Tensor, ...]
     weights: tuple[Tensor, ...]
     n_pairs: tuple[int, ...]
+    share: float = 1.0
+    fraction: float = 1.0
 
     @property
     def n_bytes(self) -> int:

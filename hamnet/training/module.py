@@ -9,6 +9,7 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from hamnet.errors import ModelError
 from hamnet.models.hamiltonian import HamiltonianModel
@@ -74,9 +75,7 @@ class TrainingModule(lightning.LightningModule):
     part_weights: Tensor
     loss_sum: Tensor
 
-    def __init__(
-        self, model: HamiltonianModel, config: TrainConfig, *, identity: dict[str, Any], n_steps: int
-    ) -> None:
+    def __init__(self, model: HamiltonianModel, config: TrainConfig, *, identity: dict[str, Any], n_steps: int) -> None:
         super().__init__()
         self.model, self.config, self.identity, self.n_steps = model, config, identity, n_steps
         training, optimiser = config.training, config.optimiser
@@ -89,7 +88,7 @@ class TrainingModule(lightning.LightningModule):
         self.plateau = Plateau(optimiser.plateau_patience, optimiser.plateau_factor)
         self.best = Best()
         self.batch: Batch | None = None
-        self.n_parts_done = 0
+        self.n_parts_done, self.fraction_done = 0, 0.0
         self.elapsed_s = 0.0
         self.now_s = 0.0
         self.restored: dict[str, Any] | None = None
@@ -112,6 +111,7 @@ class TrainingModule(lightning.LightningModule):
         weights = [w * training.onsite_weight if i < n_self else w for i, w in enumerate(batch.weights)]
         loss = weighted_mean(penalties, weights, self.part_weights)
         self.loss_sum += loss.detach() * batch.fraction
+        self.fraction_done += batch.fraction
         return loss * batch.share
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -126,11 +126,11 @@ class TrainingModule(lightning.LightningModule):
 
     def exchange_average(self) -> None:
         """Put the average in the place of the weights, or back."""
-        parameters = list(self.model.parameters())
         with torch.no_grad():
-            kept = [p.detach().clone() for p in parameters]
-            torch._foreach_copy_(parameters, self.average)
-            torch._foreach_copy_(self.average, kept)
+            for parameter, average in zip(self.model.parameters(), self.average, strict=True):
+                kept = parameter.detach().clone()
+                parameter.copy_(average)
+                average.copy_(kept)
         self._exchanged = not self._exchanged
 
     def on_fit_start(self) -> None:
@@ -142,6 +142,7 @@ class TrainingModule(lightning.LightningModule):
         else:
             torch.set_rng_state(self.restored["rng"].cpu())
             self.loss_sum.fill_(self.restored["loss_sums"][self.global_rank])
+            self.fraction_done = self.restored["fractions"][self.global_rank]
         self._clock = time.monotonic()
         self._stop_if_no_progress()
 
@@ -158,7 +159,7 @@ class TrainingModule(lightning.LightningModule):
         means = joined(self._errors).means_mev()
         for name, value in means.items():
             if value is not None:
-                self.log(f"val_{name}", value, prog_bar=name == "mae_meV")
+                self.log(f"val_{name}", value, prog_bar=name == "mae_meV", batch_size=1, sync_dist=True)
         if self.trainer.state.fn == "fit":
             error = means["mae_meV"]
             assert error is not None
@@ -171,7 +172,7 @@ class TrainingModule(lightning.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         o = self.config.optimiser
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[o.name]
-        return kind(self.model.parameters(), lr=o.lr, betas=o.betas, weight_decay=o.weight_decay)
+        return kind(self.model.parameters(), lr=o.lr, betas=o.betas, weight_decay=o.weight_decay, fused=True)
 
     @property
     def time_spent_s(self) -> float:
@@ -187,55 +188,56 @@ class TrainingModule(lightning.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.loss_sum.zero_()
+        self.fraction_done, self.n_parts_done = 0.0, 0
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        self.batch = batch
+        self.batch, self.n_parts_done = batch, batch_idx + 1
         # One clock for all processes: they must agree on the learning rate and on when to stop.
         (self.now_s,) = from_first([self.time_spent_s])
         rate = learning_rate(self.config.optimiser, self.global_step, self.done, self.plateau.factor)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        self.n_parts_done = batch_idx + 1
-        if not self.at_step:
-            return
+    def optimizer_step(self, *args: Any, **keywords: Any) -> None:
+        super().optimizer_step(*args, **keywords)
         self.n_averaged += 1
         # Early on the average forgets faster, so that the random start does not linger in it.
         decay = min(self.config.optimiser.ema_decay, self.n_averaged / (self.n_averaged + 10))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.model.parameters()], 1 - decay)
+        get_ema_multi_avg_fn(decay)(self.average, [p.detach() for p in self.model.parameters()], None)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.config.training.max_minutes and self.done >= 1:
             self.trainer.should_stop = True
+        if self.trainer.is_last_batch or self.trainer.should_stop:
+            options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": 1, "sync_dist": True}
+            self.log("train_loss", self.mean_loss(), prog_bar=True, **options)
 
-    @property
-    def at_step(self) -> bool:
-        """Whether the weights have just been changed, no gradient waiting."""
-        return self.n_parts_done % self.config.training.accumulate == 0 or self.trainer.is_last_batch
-
-    def on_train_epoch_end(self) -> None:
-        self.n_parts_done = 0
-        (loss,) = summed([float(self.loss_sum)])
-        if not loss < float("inf"):
+    def mean_loss(self) -> float:
+        """Mean over what is done of the epoch, by all processes. Raises :class:`ModelError` where it is not finite."""
+        total, fraction = summed([float(self.loss_sum), self.fraction_done])
+        if not total < float("inf"):
             raise ModelError(
-                f"loss {loss} in epoch {self.current_epoch}",
+                f"loss {total} in epoch {self.current_epoch}",
                 expected="a finite loss",
                 remedy="lower optimiser.lr or set optimiser.gradient_clip, and resume from the last checkpoint",
             )
-        self.log("train_loss", loss, prog_bar=True)
+        return total / fraction
 
     # -- state -----------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert not self._exchanged
+        at_end = self.trainer.is_last_batch or self.trainer.should_stop
         checkpoint[STATE] = {
             "identity": self.identity,
             "average": list(self.average),
             "n_averaged": self.n_averaged,
             "best": {"mae_mev": self.best.mae_mev, "weights": self.best.weights, "since": self.best.since},
             "plateau": self.plateau.state(),
-            "epoch": self.current_epoch + (self.n_parts_done == 0),
-            "n_parts_done": self.n_parts_done,
+            "epoch": self.current_epoch + at_end,
+            "n_parts_done": 0 if at_end else self.n_parts_done,
             "loss_sums": gathered(float(self.loss_sum)),
+            "fractions": gathered(self.fraction_done),
             "elapsed_s": self.time_spent_s,
             "rng": torch.get_rng_state(),
         }
@@ -245,6 +247,5 @@ class TrainingModule(lightning.LightningModule):
         self.average = [average.clone() for average in state["average"]]
         self.best = Best(**state["best"])
         self.n_averaged, self.elapsed_s = state["n_averaged"], state["elapsed_s"]
-        self.n_parts_done = state["n_parts_done"]
         self.plateau.load(state["plateau"])
         self.restored = state
