@@ -33,13 +33,14 @@ from .store_format import (
     SAMPLE_ARRAYS,
     STRUCTURE_ARRAYS,
 )
-from .store_writer import SampleWriter, write_samples
+from .store_writer import BlockStream, SampleWriter, write_samples
 from .structure import Structure
 
 __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
     "OPERATORS",
+    "BlockStream",
     "SampleSet",
     "SampleWriter",
     "may_be_replaced",
@@ -118,7 +119,7 @@ class SampleSet:
             return self.file[f"samples/{self.index(key):06d}"]
 
     def __getitem__(self, key: int | str) -> Sample:
-        """One sample, with all that is stored of it."""
+        """One sample, with all that is stored of it; operators in double precision, whatever the file holds."""
         index = self.index(key)
         group, name = self.group(index), self.names[index]
         with self._reading(name):
@@ -175,7 +176,8 @@ class SampleSet:
     ) -> NDArray:
         """(n, n_spin, n_row, n_col) of some pairs of one species pair: no other part of the file is read.
 
-        `operator` is a name of :data:`OPERATORS`, species are labels, `pairs` counts inside the group.
+        `operator` is a name of :data:`OPERATORS`, species are labels, `pairs` counts inside the group. Their
+        dtype is that of the file.
         """
         group = self.group(key)
         name = self.names[self.index(key)]
@@ -209,7 +211,7 @@ class SampleSet:
     def _operator(self, group: Any, kind: str) -> BlockOperator:
         stored = self.file[kind][group.attrs[kind]]
         pairs = self._pairs(stored.attrs["pairs"])
-        blocks = tuple(torch.from_numpy(stored[str(number)][()]) for number in range(len(pairs.groups)))
+        blocks = tuple(_wide(torch.from_numpy(stored[str(number)][()])) for number in range(len(pairs.groups)))
         return BlockOperator(self.basis, pairs, blocks)
 
     def _shared(self, kind: str, reference: str, read: Callable[[], Any]) -> Any:
@@ -294,6 +296,11 @@ def _open_set(path: Path) -> Any:
             path=path,
         )
     return file
+
+
+def _wide(block: torch.Tensor) -> torch.Tensor:
+    """In double precision, in which all that follows is computed."""
+    return block.to(torch.complex128 if block.is_complex() else torch.float64)
 
 
 def _some(names: Iterable[str], limit: int = 8) -> str:

@@ -8,8 +8,9 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from . import __version__
 from .basis import Basis
-from .blocks import SPIN_COMPONENTS, BlockOperator, Pairs
+from .blocks import SPIN_COMPONENTS, BlockOperator, Group, Pairs
 from .errors import StoreError
 from .sample import Sample
 from .store_format import (
@@ -32,18 +33,37 @@ from .store_format import (
     NUMBERS,
     OPERATORS,
     PAIR_ARRAYS,
+    SAMPLE_ARRAYS,
     STRUCTURE_ARRAYS,
     TEXTS,
     FieldSpec,
 )
+from .structure import Structure
 
 if TYPE_CHECKING:
     from .store import SampleSet
 
-__all__ = ["SampleWriter", "write_samples"]
+__all__ = ["BlockStream", "SampleWriter", "disk_errors", "write_samples"]
 
 _CHUNK_BYTES = 2**18
+_PORTION_BYTES = 2**24
+"""Blocks of a stream that are in memory at once."""
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True, slots=True)
+class BlockStream:
+    """An operator that is written portion by portion and never in memory as a whole.
+
+    n_spin : Pauli components. dtype : of the blocks.
+    read : ``read(group, pairs)`` gives (n, n_spin, n_row, n_col); `pairs` is a slice, counted inside the group.
+    compressed : False for numbers of a network, which hardly shrink.
+    """
+
+    n_spin: int
+    dtype: np.dtype
+    read: Callable[[int, slice], NDArray]
+    compressed: bool = True
 
 
 class SampleWriter:
@@ -70,7 +90,7 @@ class SampleWriter:
         self._names: dict[str, None] = {}  # a set that keeps its order
         self._basis = Basis(())
         folder = self.path.parent if scratch is None else Path(scratch)
-        with _disk_errors(self.path):
+        with disk_errors(self.path):
             if self.path.is_dir():
                 raise StoreError("a folder", expected="the name of a file to write", path=self.path)
             handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", suffix=".tmp", dir=folder)
@@ -87,7 +107,7 @@ class SampleWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         try:
-            with _disk_errors(self.path):
+            with disk_errors(self.path):
                 if kind is None:
                     self._finish()
         finally:
@@ -109,23 +129,11 @@ class SampleWriter:
 
     def add(self, sample: Sample) -> None:
         """Append one sample."""
-        self._check_name(sample.name)
-        merged = self._basis.merged(_used(sample))
-        with _disk_errors(self.path):
-            group = self._file["samples"].create_group(f"{len(self._names):06d}")
-            group.attrs["name"] = sample.name
-            structure = sample.structure
-            _write_text(group, "labels", list(structure.labels))
-            for name, spec in ARRAYS.items():
-                values = getattr(structure if name in STRUCTURE_ARRAYS else sample, name)
-                if values is not None:
-                    _describe(group.create_dataset(name, data=np.asarray(values)), spec)
-            for name in NUMBERS:
-                if getattr(sample, name) is not None:
-                    group.attrs[name] = getattr(sample, name)
-            _write_text(group, "provenance", _json(sample.provenance, f"{sample.name}: provenance"))
-            pairs = sample.pairs
-            group.attrs["pairs"] = self._write_pairs(pairs, sample.basis)
+        pairs = sample.pairs
+        arrays = {name: getattr(sample, name) for name in SAMPLE_ARRAYS}
+        numbers = {name: getattr(sample, name) for name in NUMBERS}
+        with self._sample(sample.name, sample.structure, sample.basis, pairs, sample.provenance, numbers) as group:
+            _write_arrays(group, arrays)
             first = "hamiltonian" if sample.overlap is None else "overlap"
             for kind, operator in _operators_of(sample):
                 if operator.pairs is not pairs and not operator.pairs.equals(pairs):
@@ -136,9 +144,51 @@ class SampleWriter:
                         path=self.path,
                     )
                 group.attrs[kind] = self._write_operator(kind, operator, group.attrs["pairs"])
+
+    def add_streams(
+        self,
+        name: str,
+        structure: Structure,
+        basis: Basis,
+        pairs: Pairs,
+        streams: Mapping[str, BlockStream],
+        *,
+        provenance: dict[str, Any],
+        numbers: Mapping[str, float | bool | None],
+    ) -> None:
+        """Append one sample whose operators (`streams`, by name) do not fit into memory.
+
+        `numbers` are those of :data:`hamnet.store_format.NUMBERS` that are known. The file is that of :meth:`add`.
+        """
+        with self._sample(name, structure, basis, pairs, provenance, numbers) as group:
+            for kind, stream in streams.items():
+                group.attrs[kind] = self._write_stream(kind, stream, pairs, basis, group.attrs["pairs"])
+
+    @contextmanager
+    def _sample(
+        self,
+        name: str,
+        structure: Structure,
+        basis: Basis,
+        pairs: Pairs,
+        provenance: dict[str, Any],
+        numbers: Mapping[str, float | bool | None],
+    ) -> Iterator[Any]:
+        """The group of a new sample with all but its operators; it counts when the ``with`` block ends well."""
+        self._check_name(name)
+        merged = self._basis.merged(basis.restricted(basis.labels[s] for s in set(pairs.species.tolist())))
+        with disk_errors(self.path):
+            group = self._file["samples"].create_group(f"{len(self._names):06d}")
+            group.attrs["name"] = name
+            _write_text(group, "labels", list(structure.labels))
+            _write_arrays(group, {key: getattr(structure, key) for key in STRUCTURE_ARRAYS})
+            group.attrs.update({key: value for key, value in numbers.items() if value is not None})
+            _write_text(group, "provenance", _json(provenance, f"{name}: provenance"))
+            group.attrs["pairs"] = self._write_pairs(pairs, basis)
+            yield group
             self._disk.check()
         self._basis = merged
-        self._names[sample.name] = None
+        self._names[name] = None
 
     def copy(self, source: SampleSet, key: int | str) -> None:
         """Append a sample of another set as it stands there, without unpacking its arrays."""
@@ -146,7 +196,7 @@ class SampleWriter:
         self._check_name(source.names[index])
         merged = self._basis.merged(source.basis_of(index))
         theirs = source.group(index)
-        with _disk_errors(self.path):
+        with disk_errors(self.path):
             for kind in ("pairs", *OPERATORS):
                 reference = theirs.attrs.get(kind)
                 if reference is not None and reference not in self._file[kind]:
@@ -180,14 +230,42 @@ class SampleWriter:
         blocks = [block.detach().cpu().resolve_conj().resolve_neg().numpy() for block in operator.blocks]
         reference = _content_hash([pairs, *blocks])
         if reference not in self._file[kind]:
-            group = self._file[kind].create_group(reference)
-            group.attrs.update({"pairs": pairs, "components": " ".join(SPIN_COMPONENTS[operator.n_spin])})
+            group = self._operator_group(kind, reference, pairs, operator.n_spin)
             for number, (block, pair_group) in enumerate(zip(blocks, operator.pairs.groups, strict=True)):
                 dataset = _write_array(group, str(number), block)
-                _describe(dataset, FieldSpec(BLOCK_AXES, OPERATORS[kind]))
-                dataset.attrs["row_species"] = operator.basis[pair_group.row_species].label
-                dataset.attrs["col_species"] = operator.basis[pair_group.col_species].label
+                _describe_blocks(dataset, kind, pair_group, operator.basis)
         return reference
+
+    def _write_stream(self, kind: str, stream: BlockStream, pairs: Pairs, basis: Basis, reference: str) -> str:
+        # Its name, the hash of its content, is known at the end; it is that of the same operator in memory.
+        group = self._operator_group(kind, "unfinished", reference, stream.n_spin)
+        digest = hashlib.sha256(reference.encode())
+        for number, pair_group in enumerate(pairs.groups):
+            n_row, n_col = (basis[s].n_orbitals for s in (pair_group.row_species, pair_group.col_species))
+            shape = (pair_group.pairs.stop - pair_group.pairs.start, stream.n_spin, n_row, n_col)
+            dataset = _create_array(group, str(number), shape, stream.dtype, compressed=stream.compressed)
+            _describe_blocks(dataset, kind, pair_group, basis)
+            digest.update(_array_head(stream.dtype, shape))
+            # Whole chunks: one that is written twice is packed twice.
+            row_bytes = stream.dtype.itemsize * int(np.prod(shape[1:]))
+            rows = dataset.chunks[0] * max(1, _PORTION_BYTES // (dataset.chunks[0] * row_bytes))
+            for start in range(0, shape[0], rows):
+                here = slice(start, min(start + rows, shape[0]))
+                values = np.ascontiguousarray(stream.read(number, here), dtype=stream.dtype)
+                dataset[here] = values
+                digest.update(values.data)
+                self._disk.check()
+        name = digest.hexdigest()[:32]
+        if name in self._file[kind]:
+            del self._file[kind]["unfinished"]
+        else:
+            self._file[kind].move("unfinished", name)
+        return name
+
+    def _operator_group(self, kind: str, name: str, pairs: str, n_spin: int) -> Any:
+        group = self._file[kind].create_group(name)
+        group.attrs.update({"pairs": pairs, "components": " ".join(SPIN_COMPONENTS[n_spin])})
+        return group
 
 
 def write_samples(path: str | Path, samples: Iterable[Sample]) -> None:
@@ -195,10 +273,6 @@ def write_samples(path: str | Path, samples: Iterable[Sample]) -> None:
     with SampleWriter(path) as writer:
         for sample in samples:
             writer.add(sample)
-
-
-def _used(sample: Sample) -> Basis:
-    return sample.basis.restricted(sample.basis.labels[s] for s in set(sample.pairs.species.tolist()))
 
 
 def _operators_of(sample: Sample) -> Iterator[tuple[str, BlockOperator]]:
@@ -223,33 +297,51 @@ def _content_hash(parts: Iterable[str | NDArray]) -> str:
         if isinstance(part, str):
             digest.update(part.encode())
         else:
-            digest.update(f"{part.dtype.str}{part.shape}".encode())
+            digest.update(_array_head(part.dtype, part.shape))
             digest.update(np.ascontiguousarray(part).data)
     return digest.hexdigest()[:32]
+
+
+def _array_head(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    return f"{dtype.str}{shape}".encode()
 
 
 def _describe(dataset: h5py.Dataset, spec: FieldSpec) -> None:
     dataset.attrs.update({"axes": spec.axes, "unit": spec.unit})
 
 
+def _describe_blocks(dataset: h5py.Dataset, kind: str, group: Group, basis: Basis) -> None:
+    _describe(dataset, FieldSpec(BLOCK_AXES, OPERATORS[kind]))
+    dataset.attrs["row_species"] = basis[group.row_species].label
+    dataset.attrs["col_species"] = basis[group.col_species].label
+
+
+def _write_arrays(group: Any, arrays: Mapping[str, NDArray | None]) -> None:
+    """The arrays that a sample has."""
+    for name, values in arrays.items():
+        if values is not None:
+            _describe(group.create_dataset(name, data=np.asarray(values)), ARRAYS[name])
+
+
 def _write_text(group: Any, name: str, text: str | list[str]) -> None:
     _describe(group.create_dataset(name, data=text, dtype=h5py.string_dtype()), TEXTS[name])
 
 
-def _write_array(group: Any, name: str, array: NDArray) -> h5py.Dataset:
+def _write_array(group: Any, name: str, array: NDArray) -> Any:
+    dataset = _create_array(group, name, array.shape, array.dtype)
+    if array.size:
+        dataset[...] = array
+    return dataset
+
+
+def _create_array(group: Any, name: str, shape: tuple[int, ...], dtype: np.dtype, *, compressed: bool = True) -> Any:
     """Chunked along the first axis so that a range of pairs is read alone; checksummed, so that damage is seen."""
-    if array.size == 0:
-        return group.create_dataset(name, data=array)
-    rows = max(1, _CHUNK_BYTES * len(array) // array.nbytes)
-    return group.create_dataset(
-        name,
-        data=array,
-        chunks=(min(rows, len(array)), *array.shape[1:]),
-        shuffle=True,
-        compression="gzip",
-        compression_opts=1,
-        fletcher32=True,
-    )
+    if 0 in shape:
+        return group.create_dataset(name, shape=shape, dtype=dtype)
+    rows = max(1, _CHUNK_BYTES // (dtype.itemsize * int(np.prod(shape[1:]))))
+    packing = {"shuffle": True, "compression": "gzip", "compression_opts": 1} if compressed else {}
+    chunks = (min(rows, shape[0]), *shape[1:])
+    return group.create_dataset(name, shape=shape, dtype=dtype, chunks=chunks, fletcher32=True, **packing)
 
 
 class _Disk(io.FileIO):
@@ -280,7 +372,8 @@ class _Disk(io.FileIO):
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path, *, kept: str = "what stood here before is untouched") -> Iterator[None]:
+    """Errors of the system while `path` is written, as :class:`StoreError`; `kept` says what they leave whole."""
     try:
         yield
     except OSError as error:
@@ -288,7 +381,6 @@ def _disk_errors(path: Path) -> Iterator[None]:
         raise StoreError(
             f"no space left on the disk ({error.strerror})" if full else f"cannot be written ({error})",
             expected="" if full else "a folder that exists and may be written to",
-            remedy=("free some space or write elsewhere, then run the same command again; " if full else "")
-            + "what stood here before is untouched",
+            remedy=("free some space or write elsewhere, then run the same command again; " if full else "") + kept,
             path=path,
         ) from error

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from hamnet.errors import SolverError
-from hamnet.units import BOLTZMANN_EV_PER_K
+from hamnet.occupations import chemical_potential
 
 from .bands import Bands
 
-__all__ = ["FermiLevel", "fermi_level", "occupations"]
+__all__ = ["FermiLevel", "fermi_level"]
 
 # Levels of one energy differ by the rounding of the eigensolver.
 _DEGENERATE_EV = 1e-8
@@ -44,14 +43,6 @@ class FermiLevel:
     temperature_k: float
 
 
-def occupations(energies_ev: NDArray, fermi_ev: float, temperature_k: float) -> NDArray[np.float64]:
-    """Fermi–Dirac occupation 1/(1 + e^{(E−μ)/kT}) of each state, in [0, 1]; ½ at E = μ for T = 0."""
-    offset = np.asarray(energies_ev) - fermi_ev
-    if temperature_k == 0:
-        return 0.5 * (1 - np.sign(offset))
-    return expit(-offset / (BOLTZMANN_EV_PER_K * temperature_k))
-
-
 def fermi_level(bands: Bands, n_electrons: float, *, temperature_k: float = 300.0) -> FermiLevel:
     """Fermi level of states on a whole mesh of equal weights.
 
@@ -73,7 +64,7 @@ def fermi_level(bands: Bands, n_electrons: float, *, temperature_k: float = 300.
         raise SolverError(f"temperature {temperature_k} K", expected="0 or more")
     # Levels to fill, all k together: the same for every channel, whose levels compete for the electrons.
     filled = n_electrons / bands.electrons_per_state * n_k
-    mu = _chemical_potential(energies, filled, temperature_k)
+    mu = chemical_potential(energies, filled, temperature_k)
     edges = _band_edges(energies, filled)
     if edges is None:
         return FermiLevel(mu, mu, None, None, 0.0, 0.0, n_electrons, temperature_k)
@@ -98,22 +89,3 @@ def _band_edges(energies: NDArray, filled: float) -> tuple[float, float, float] 
         if 0 < count < energies.shape[2]:
             direct = min(direct, float((energies[:, channel, count] - energies[:, channel, count - 1]).min()))
     return float(below), float(above), direct
-
-
-def _chemical_potential(energies: NDArray, filled: float, temperature_k: float) -> float:
-    levels = np.sort(energies.ravel())
-    if temperature_k == 0:
-        below = min(max(int(np.ceil(filled - 1e-9)), 1), len(levels) - 1)
-        # Between the last level that is filled at all and the next: the same energy where a level is filled in part.
-        partial = filled < below - 1e-9
-        return float(levels[below - 1] if partial else (levels[below - 1] + levels[below]) / 2)
-    reach = 50 * BOLTZMANN_EV_PER_K * temperature_k
-    low, high = levels[0] - reach, levels[-1] + reach
-    while True:
-        middle = 0.5 * (low + high)
-        if not low < middle < high:
-            return float(middle)
-        if occupations(levels, middle, temperature_k).sum() < filled:
-            low = middle
-        else:
-            high = middle

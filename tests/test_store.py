@@ -19,7 +19,7 @@ from hamnet.basis import Basis
 from hamnet.blocks import BlockOperator, Pairs
 from hamnet.errors import BasisError, StoreError
 from hamnet.sample import Sample
-from hamnet.store import FORMAT_VERSION, SampleSet, SampleWriter, may_be_replaced, write_samples
+from hamnet.store import FORMAT_VERSION, BlockStream, SampleSet, SampleWriter, may_be_replaced, write_samples
 from hamnet.store_format import BLOCK_AXES, NUMBERS, SAMPLE_ARRAYS
 from hamnet.symmetry import rotate, time_reverse
 from preprocessing.readers import read_run
@@ -107,14 +107,58 @@ def test_what_a_sample_lacks_is_absent_after_reading(tmp_path, nibr2):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128])
-def test_precision_and_realness_are_kept(tmp_path, nibr2, dtype):
+def test_the_file_keeps_precision_and_realness_and_samples_are_read_in_double(tmp_path, nibr2, dtype):
     real = nibr2.hamiltonian.map(lambda block: block.real if not dtype.is_complex else block).to(dtype)
     write_samples(tmp_path / "set.h5", [replace(nibr2, hamiltonian=real)])
     with SampleSet(tmp_path / "set.h5") as samples:
+        assert torch.from_numpy(samples.blocks(0, "hamiltonian", "Ni", "Br")).dtype == dtype
         read = samples[0].hamiltonian
         assert read is not None
-        assert read.dtype == dtype
-        assert read.max_abs_difference(real) == 0
+        wide = torch.complex128 if dtype.is_complex else torch.float64
+        assert read.dtype == wide
+        assert read.max_abs_difference(real.to(wide)) == 0
+
+
+def streams_of(sample: Sample) -> dict[str, BlockStream]:
+    def stream(operator: BlockOperator) -> BlockStream:
+        blocks = [block.numpy() for block in operator.blocks]
+        return BlockStream(operator.n_spin, blocks[0].dtype, lambda group, pairs: blocks[group][pairs])
+
+    return {name: stream(operator) for name, operator in operators(sample).items()}
+
+
+def test_a_streamed_sample_is_the_same_as_one_from_memory(tmp_path, nibr2, monkeypatch):
+    monkeypatch.setattr("hamnet.store_writer._PORTION_BYTES", 300_000)  # several portions
+    with SampleWriter(tmp_path / "set.h5") as writer:
+        writer.add_streams(
+            nibr2.name,
+            nibr2.structure,
+            nibr2.basis,
+            nibr2.pairs,
+            streams_of(nibr2),
+            provenance=nibr2.provenance,
+            numbers={name: getattr(nibr2, name) for name in NUMBERS},
+        )
+        writer.add(replace(nibr2, name="again"))
+    with SampleSet(tmp_path / "set.h5") as samples:
+        bare = replace(nibr2, **dict.fromkeys(SAMPLE_ARRAYS))
+        assert_same(samples[0], bare)
+        assert samples[1].overlap is samples[0].overlap, "both have the same hash"
+        for kind in ("overlap", "hamiltonian", "position_x"):
+            assert len(samples.file[kind]) == 1
+
+
+def test_a_stream_that_breaks_off_leaves_the_old_set_alone(written, nibr2):
+    before = written.read_bytes()
+
+    def broken(group: int, pairs: slice) -> np.ndarray:
+        raise KeyboardInterrupt
+
+    streams = {"overlap": BlockStream(1, np.dtype("float64"), broken)}
+    with pytest.raises(KeyboardInterrupt), SampleWriter(written) as writer:
+        writer.add_streams("x", nibr2.structure, nibr2.basis, nibr2.pairs, streams, provenance={}, numbers={})
+    assert written.read_bytes() == before
+    assert list(written.parent.iterdir()) == [written]
 
 
 def test_samples_of_one_geometry_share_pairs_overlap_and_position(written, nibr2):

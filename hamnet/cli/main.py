@@ -17,6 +17,7 @@ _VERBS = {
     "preprocess": "read DFT runs into one sample set",
     "train": "train a model as a configuration file says",
     "evaluate": "errors of a model on a set or on DFT runs",
+    "texture": "put a spin texture on a supercell: spirals, walls, skyrmions, vortices, files",
     "predict": "predict the Hamiltonian of a structure",
     "bands": "band structure of a predicted or computed Hamiltonian",
     "dos": "density of states and Fermi level",

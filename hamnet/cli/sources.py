@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hamnet.sample import Sample
     from preprocessing.readers.protocol import BandReference
 
-__all__ = ["Source", "hamiltonian_of", "load_sample", "load_source"]
+__all__ = ["Source", "hamiltonian_of", "load_sample", "load_source", "sample_places"]
 
 _SET_SUFFIXES = (".h5", ".hdf5")
 
@@ -67,6 +67,29 @@ def load_sample(
 ) -> Sample:
     """The sample of :func:`load_source`."""
     return load_source(path, name, stored=stored, operators=operators).sample
+
+
+def sample_places(sources: Iterable[Path], pattern: str = "*") -> list[tuple[Path, str | None]]:
+    """(path, name in a set or None for a run) of all samples in sets, DFT runs and folders of these.
+
+    pattern : which samples of sets, as ``r0*``. Raises :class:`ConfigError` for a set in which none fits.
+    """
+    from fnmatch import fnmatchcase
+
+    from hamnet.store import SampleSet
+    from preprocessing.readers import find_runs
+
+    places: list[tuple[Path, str | None]] = []
+    for path in sources:
+        if not path.is_file() or path.suffix.lower() not in _SET_SUFFIXES:
+            places += [(run, None) for run in find_runs([path])]
+            continue
+        with SampleSet(path) as samples:
+            chosen = [name for name in samples.names if fnmatchcase(name, pattern)]
+        if not chosen:
+            raise ConfigError(f"no sample fits {pattern!r}", expected="at least one", path=path)
+        places += [(path, name) for name in chosen]
+    return places
 
 
 def _from_set(path: Path, name: str | None) -> Sample:

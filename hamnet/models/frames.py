@@ -1,9 +1,12 @@
 """The frame of an edge, where the product with Y(r̂) becomes a linear map that mixes only equal |m|.
 
-Rows of a feature in its edge frame are sorted by |m|: first m = 0 for l = 0 … l_max, then for each |m| ≥ 1 the
-components +m and −m for l = |m| … l_max. Parity is kept by the mirror planes that hold the edge: a map between features
+Rows of a feature in its edge frame are sorted by |m|: first m = 0 for l = 0 … l_max, then for each m ≥ 1 the components
+l = m … l_max, then the same for each −m. Parity is kept by the mirror planes that hold the edge: a map between features
 of equal naturality is (x_m, x_−m) → w (x_m, x_−m), between opposite ones (x_m, x_−m) → w (x_−m, −x_m). The turn
 (x_m, x_−m) → (x_−m, −x_m) of unnatural features is made part of their rotation, so that both cases are one weight.
+
+In the frame a feature is two arrays, laid out so that every map is a plain matrix product: *axial* (q, 2, n, l_max+1,
+c) with m = 0, and *planar* (q, n, 2, rows, 2, c) with the axes q, edge, sign of m, (m, l), naturality, channel.
 
 The equal-|m| form is that of Passaro and Zitnick (2023), arXiv:2302.03655, there without parity.
 """
@@ -17,22 +20,15 @@ from torch import Tensor, nn
 
 from hamnet.harmonics import wigner_d
 
-from .irreps import SpinAlgebra, batched_matmul
+from .irreps import SpinAlgebra
 
-__all__ = ["EdgeLinear", "edge_rotation", "frame_degree", "from_frame", "to_frame"]
+__all__ = ["EdgeLinear", "edge_rotation", "from_frame", "per_kind", "reduced_rotation", "to_frame"]
 
 
 def _frame_order(l_max: int) -> list[tuple[int, int]]:
     """(l, m) of each row in an edge frame."""
-    order = [(l, 0) for l in range(l_max + 1)]
-    for m in range(1, l_max + 1):
-        order += [(l, m) for l in range(m, l_max + 1)] + [(l, -m) for l in range(m, l_max + 1)]
-    return order
-
-
-def frame_degree(l_max: int) -> Tensor:
-    """((l_max+1)²,) l of each row in an edge frame."""
-    return torch.tensor([l for l, _ in _frame_order(l_max)])
+    planar = [(l, m) for m in range(1, l_max + 1) for l in range(m, l_max + 1)]
+    return [(l, 0) for l in range(l_max + 1)] + planar + [(l, -m) for l, m in planar]
 
 
 def edge_rotation(vectors: Tensor, l_max: int) -> Tensor:
@@ -58,20 +54,82 @@ def edge_rotation(vectors: Tensor, l_max: int) -> Tensor:
     return torch.stack([matrix[:, natural], sign[:, None] * matrix[:, unnatural]], dim=1)
 
 
-def to_frame(rotation: Tensor, x: Tensor) -> Tensor:
-    """Features (n, M, 2, q, c) in the edge frames: same axes, rows sorted by |m|."""
-    return _turn(rotation, x)
+def reduced_rotation(rotation: Tensor, l_max: int) -> Tensor:
+    """(n, 2, (l_max+1)², (l_max+1)²): the part of a rotation up to a lower degree."""
+    size = (l_max + 1) ** 2
+    if size == rotation.shape[-1]:
+        return rotation
+    order = _frame_order(math.isqrt(rotation.shape[-1]) - 1)
+    rows = torch.tensor([i for i, (l, _) in enumerate(order) if l <= l_max], device=rotation.device)
+    return rotation[..., :size].index_select(2, rows)
 
 
-def from_frame(rotation: Tensor, x: Tensor) -> Tensor:
+def to_frame(rotation: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (n, 2, M, q, c) – mind the order of axes – as axial and planar arrays in the edge frames."""
+    return _Sorted.apply(_turn(rotation, x), math.isqrt(x.shape[2]))  # type: ignore[return-value]
+
+
+def from_frame(rotation: Tensor, axial: Tensor, planar: Tensor) -> Tensor:
     """The inverse of :func:`to_frame`."""
-    return _turn(rotation.mT, x)
+    return _turn(rotation.mT, _Unsorted.apply(axial, planar))  # type: ignore[arg-type]
 
 
 def _turn(rotation: Tensor, x: Tensor) -> Tensor:
-    n, m, p, q, c = x.shape
-    turned = batched_matmul(rotation.reshape(n * p, m, m), x.transpose(1, 2).reshape(n * p, m, q * c))
-    return turned.reshape(n, p, m, q, c).transpose(1, 2)
+    n, p, m, q, c = x.shape
+    return torch.bmm(rotation.reshape(n * p, *rotation.shape[2:]), x.reshape(n * p, m, q * c)).reshape(x.shape)
+
+
+class _Sorted(torch.autograd.Function):
+    """Rows (n, 2, M, q, c) of the frame → axial and planar arrays."""
+
+    @staticmethod
+    def forward(ctx, y: Tensor, n_axial: int) -> tuple[Tensor, Tensor]:
+        axial, planar = y[:, :, :n_axial], y[:, :, n_axial:].unflatten(2, (2, -1))
+        return axial.permute(3, 1, 0, 2, 4).contiguous(), planar.permute(4, 0, 2, 3, 1, 5).contiguous()
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _Unsorted.apply(*gradients), None  # type: ignore[return-value]
+
+
+class _Unsorted(torch.autograd.Function):
+    """The inverse, and the adjoint, of :class:`_Sorted`."""
+
+    @staticmethod
+    def forward(ctx, axial: Tensor, planar: Tensor) -> Tensor:
+        q, _, n, n_axial, c = axial.shape
+        y = axial.new_empty(n, 2, n_axial + 2 * planar.shape[3], q, c)
+        y[:, :, :n_axial] = axial.permute(2, 1, 3, 0, 4)
+        y[:, :, n_axial:].unflatten(2, (2, -1)).copy_(planar.permute(1, 4, 2, 3, 0, 5))
+        ctx.n_axial = n_axial
+        return y
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        return _Sorted.apply(gradients[0], ctx.n_axial)  # type: ignore[return-value]
+
+
+class _Spread(torch.autograd.Function):
+    """(n, q, l_max+1, 2, c) → (n, q, rows, 2, c): values by l to each (m ≥ 1, l)."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor) -> Tensor:
+        ctx.n_l = values.shape[2]
+        return torch.cat([values[:, :, m:] for m in range(1, ctx.n_l)], dim=2)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> Tensor:
+        g = gradients[0]
+        total = g.new_zeros(*g.shape[:2], ctx.n_l, *g.shape[3:])
+        for m, part in enumerate(g.split(list(range(ctx.n_l - 1, 0, -1)), dim=2), start=1):
+            total[:, :, m:] += part
+        return total
+
+
+def per_kind(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors (n, q, l_max+1, 2, c), one for each kind, as arrays that axial and planar ones can be multiplied by."""
+    planar: Tensor = _Spread.apply(values)  # type: ignore[assignment]
+    return values.permute(1, 3, 0, 2, 4), planar.transpose(0, 1)[:, :, None]
 
 
 class EdgeLinear(nn.Module):
@@ -95,17 +153,21 @@ class EdgeLinear(nn.Module):
                 torch.randn(algebra.n_irreps, fan, 2 * (l_max - m + 1) * c_out, dtype=torch.float64) / math.sqrt(fan)
             )
 
-    def forward(self, x: Tensor) -> Tensor:
-        n, _, _, q, c = x.shape
-        rows = self.l_max + 1
+    def forward(self, axial: Tensor, planar: Tensor, l_out: int) -> tuple[Tensor, Tensor]:
+        """Axial and planar arrays with c_out channels, up to degree `l_out` ≤ l_max."""
+        q, _, n, n_l, c = axial.shape
+        weight = self._of_component(self.axial, (l_out + 1) * self.c_out).flatten(0, 1)
+        y_axial = torch.bmm(axial.reshape(q * 2, n, n_l * c), weight).reshape(q, 2, n, l_out + 1, self.c_out)
         # Split, not slices: the gradient of a slice is a whole array of zeros.
-        axial, *planar = x.split([rows] + [2 * (rows - m) for m in range(1, rows)], dim=1)
-        axial = axial.permute(3, 2, 0, 1, 4).reshape(q * 2, n, rows * c)
-        y = batched_matmul(axial, self.axial.index_select(0, self.irrep).flatten(0, 1))
-        parts = [y.reshape(q, 2, n, rows, self.c_out).permute(2, 3, 1, 0, 4)]
-        for m, (z, weight) in enumerate(zip(planar, self.planar, strict=True), start=1):
-            n_l = rows - m
-            z = z.reshape(n, 2, n_l, 2, q, c).permute(4, 0, 1, 2, 3, 5).reshape(q, n * 2, n_l * 2 * c)
-            y = batched_matmul(z, weight.index_select(0, self.irrep)).reshape(q, n, 2, n_l, 2, self.c_out)
-            parts.append(y.permute(1, 2, 3, 4, 0, 5).reshape(n, 2 * n_l, 2, q, self.c_out))
-        return torch.cat(parts, dim=1)
+        widths = [2 * (n_l - m) * c for m in range(1, n_l)]
+        parts = planar.reshape(q, n * 2, sum(widths)).split(widths, dim=-1)
+        y_planar = [
+            torch.bmm(part, self._of_component(weight, 2 * (l_out + 1 - m) * self.c_out))
+            for m, (part, weight) in enumerate(zip(parts[:l_out], self.planar, strict=False), start=1)
+        ]
+        return y_axial, torch.cat(y_planar, dim=-1).unflatten(2, (-1, 2, self.c_out)).unflatten(1, (n, 2))
+
+    def _of_component(self, weight: Tensor, width: int) -> Tensor:
+        """Weights of each spin component, of the first `width` outputs."""
+        weight = weight if weight.shape[-1] == width else weight[..., :width]
+        return weight if len(weight) == len(self.irrep) else weight.index_select(0, self.irrep)

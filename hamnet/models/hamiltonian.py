@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,8 @@ from hamnet.structure import Structure
 
 from .embedding import GridAnisotropy, NodeEmbedding, RadialBasis, envelope
 from .frames import edge_rotation
-from .graph import Graph
+from .graph import Graph, PairGroup
+from .incidence import Incidence
 from .interaction import EdgeNetwork, Interaction, NodeProduct
 from .irreps import ALGEBRAS, EquivariantLinear, EquivariantNorm, Mode, TensorProduct
 from .readout import BlockReadout, blocks_from_parts, parts_adjoint, readout_degree
@@ -162,14 +164,14 @@ class HamiltonianModel(nn.Module):
         return self.interactions[layer](x, graph.edge_row, graph.edge_col, *edges, n_rows)
 
     def lifted(self, x: Tensor, graph: Graph) -> Tensor:
-        """(n, (l_readout+1)², 2, q, channels) from the features after the last round, atom by atom."""
+        """(n, (l_readout+1)², 2, q, channels) from the features of the first n atoms after the last round."""
         x = self.lift_norm(x)
-        lifted = self.lift_out(self.lift(self.lift_left(x), self.lift_right(x)))
+        lifted = self.lift_out(self.lift(self.lift_left.beside(self.lift_right, x)))
         size = min(x.shape[1], lifted.shape[1])
         straight = self.lift_linear(x[:, :size])
         lifted = lifted + nn.functional.pad(straight, (0, 0, 0, 0, 0, 0, 0, lifted.shape[1] - size))
         # Linear in the anisotropy of the grid, and after all else: what the grid does must not mix with physics.
-        grid = self.grid(graph.species, graph.crystal, graph.grids)
+        grid = self.grid(graph.species[: len(x)], graph.crystal[: len(x)], graph.grids)
         return lifted + self.grid_out(self.grid_product(self.grid_left(x), grid))
 
     def forward(self, graph: Graph) -> list[tuple[int, int, Tensor, Tensor]]:
@@ -185,29 +187,38 @@ class HamiltonianModel(nn.Module):
         result = []
         atoms_of = [atoms for _, atoms, _ in graph.self_pairs]
         if atoms_of:
-            onsite = self.self_linear(self.self_product(x[torch.cat(atoms_of)])).split([len(a) for a in atoms_of])
-            for (species, _, index), own in zip(graph.self_pairs, onsite, strict=True):
+            onsite = self.self_linear(self.self_product(x.index_select(0, torch.cat(atoms_of))))
+            of_species = onsite.split([len(atoms) for atoms in atoms_of])
+            for (species, _, index), own in zip(graph.self_pairs, of_species, strict=True):
                 parts = self.self_readout[species](own)
-                result.append((species, species, index, (parts + parts_adjoint(parts, mode)) / 2))
+                result.append((species, species, index, _hermitian(parts, parts, mode)))
         if not graph.pairs:
             return result
-        row, col, shift = (torch.cat([getattr(g, name) for g in graph.pairs]) for name in ("row", "col", "shift"))
+        by_degree = [list(groups) for _, groups in groupby(sorted(graph.pairs, key=self._degree), key=self._degree)]
+        ordered = [group for groups in by_degree for group in groups]
+        row, col, shift = (torch.cat([getattr(g, name) for g in ordered]) for name in ("row", "col", "shift"))
         vectors = graph.vectors(row, col, shift)
-        species_row, species_col = graph.species[row], graph.species[col]
-        fraction = vectors.norm(dim=-1) / self.pair_cutoff[species_row, species_col]
-        scalars = self._edge_scalars(graph, fraction, row, col)
-        rotation = edge_rotation(vectors, self.l_readout)
-        features = self.pair_network(x, row, col, rotation, scalars) * envelope(fraction)[:, None, None, None, None]
-        start = 0
-        for group in graph.pairs:
-            here = slice(start, start + len(group.row))
-            start = here.stop
-            a, b = group.row_species, group.col_species
-            parts = self.pair_readout[f"{a}_{b}"](features[here])
-            if group.partner is not None:
-                parts = (parts + parts_adjoint(parts[group.partner], mode)) / 2
-            result.append((a, b, group.index, parts))
-        return result
+        fraction = vectors.norm(dim=-1) / self.pair_cutoff[graph.species[row], graph.species[col]]
+        features = self.pair_network(
+            x,
+            Incidence.of(torch.stack([row, col + len(x)], dim=1), 2 * len(x)),
+            edge_rotation(vectors, self.l_readout),
+            self._edge_scalars(graph, fraction, row, col),
+            envelope(fraction),
+            [(sum(len(g.row) for g in groups), self._degree(groups[0])) for groups in by_degree],
+        )
+        parts_of: dict[str, Tensor] = {}
+        for groups, of_degree in zip(by_degree, features, strict=True):
+            for group, own in zip(groups, of_degree.split([len(g.row) for g in groups]), strict=True):
+                parts = self.pair_readout[_key(group)](own.transpose(1, 2))
+                if group.partner is not None:
+                    parts = _hermitian(parts, parts.index_select(0, group.partner), mode)
+                parts_of[_key(group)] = parts
+        return result + [(g.row_species, g.col_species, g.index, parts_of[_key(g)]) for g in graph.pairs]
+
+    def _degree(self, group: PairGroup) -> int:
+        """Highest degree that the blocks of a species pair are made of."""
+        return self.pair_readout[_key(group)].degree  # type: ignore[return-value]
 
     def _edge_scalars(self, graph: Graph, fraction: Tensor, row: Tensor, col: Tensor) -> Tensor:
         """(n, n_scalars) what the radial functions see: length, the two species, and the exchange invariant m_i · m_j.
@@ -218,7 +229,7 @@ class HamiltonianModel(nn.Module):
         species_row, species_col = graph.species[row], graph.species[col]
         m = self.embedding.scaled_moments(graph.species, graph.moments)
         exchange = (m[row] * m[col]).sum(dim=-1, keepdim=True)
-        ends = [self.edge_species[species_row, 0], self.edge_species[species_col, 1]]
+        ends = [self.edge_species[:, i].index_select(0, s) for i, s in enumerate((species_row, species_col))]
         return torch.cat([self.radial(fraction), *ends, exchange], dim=1)
 
     def stages(self) -> Iterator[tuple[EquivariantLinear, float]]:
@@ -246,6 +257,15 @@ class HamiltonianModel(nn.Module):
         """H in eV on `pairs` (species numbered as in the model's basis); differentiable where the input is."""
         output = self(self.graph([structure], [pairs]))
         return assemble(output, pairs, self.basis, self.config.mode)
+
+
+def _key(group: PairGroup) -> str:
+    return f"{group.row_species}_{group.col_species}"
+
+
+def _hermitian(parts: Tensor, reverse: Tensor, mode: Mode) -> Tensor:
+    """Mean of a block and the adjoint of its partner's."""
+    return (parts + parts_adjoint(reverse, mode)) / 2
 
 
 def _widest_projector(basis: Basis) -> float:

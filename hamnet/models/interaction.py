@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from .frames import EdgeLinear, frame_degree, from_frame, to_frame
-from .irreps import EquivariantLinear, EquivariantNorm, Gate, SpinAlgebra, TensorProduct, per_component
+from .frames import EdgeLinear, from_frame, per_kind, reduced_rotation, to_frame
+from .incidence import Incidence
+from .irreps import EquivariantLinear, EquivariantNorm, Gate, SpinAlgebra, TensorProduct, permuted
 
 __all__ = ["EdgeNetwork", "Interaction", "NodeProduct"]
 
@@ -18,18 +21,14 @@ class EdgeNetwork(nn.Module):
     between them follow. `edge_scalars` (n, n_scalars) are even invariants of the edge: radial basis and species.
     """
 
-    degree: Tensor
-    irrep: Tensor
-
     def __init__(
         self, l_max: int, algebra: SpinAlgebra, channels: int, hidden: int, n_scalars: int, c_out: int
     ) -> None:
         super().__init__()
         self.from_row = EquivariantLinear(l_max, algebra, channels, hidden)
         self.from_col = EquivariantLinear(l_max, algebra, channels, hidden)
-        self.gain_shape = (l_max + 1, 2, algebra.n_irreps, hidden)
         n_gain = (l_max + 1) * 2 * algebra.n_irreps * hidden
-        self.hidden, self.c_out, self.n_rows = hidden, c_out, l_max + 1
+        self.l_max, self.hidden, self.c_out = l_max, hidden, c_out
         n_axial = (l_max + 1) * (hidden + c_out)
         last = nn.Linear(64, n_gain + n_axial, dtype=torch.float64)
         self.radial = nn.Sequential(
@@ -41,35 +40,56 @@ class EdgeNetwork(nn.Module):
         )
         with torch.no_grad():  # gains begin near one: at first all lengths count alike, and messages are not small
             last.bias[:n_gain] += 1
-        degree = frame_degree(l_max)
         self.first = EdgeLinear(l_max, algebra, hidden, hidden)
-        self.gate = Gate(l_max, algebra, hidden, degree=degree)
+        self.gate = Gate(l_max, algebra, hidden)
         self.second = EdgeLinear(l_max, algebra, hidden, c_out)
-        self.register_buffer("degree", degree, persistent=False)
-        self.register_buffer("irrep", torch.tensor(algebra.irrep_of), persistent=False)
 
-    def forward(self, x: Tensor, row: Tensor, col: Tensor, rotation: Tensor, edge_scalars: Tensor) -> Tensor:
-        z = to_frame(rotation, self.from_row(x)[row] + self.from_col(x)[col])
+    def forward(
+        self,
+        x: Tensor,
+        ends: Incidence,
+        rotation: Tensor,
+        edge_scalars: Tensor,
+        weight: Tensor,
+        wanted: Sequence[tuple[int, int]],
+    ) -> list[Tensor]:
+        """Features (n, 2, (l+1)², q, c_out) – mind the order of axes – for each (n, l) of `wanted`: the next n edges,
+        up to degree l.
+
+        ends : rows of a table that has all row atoms and after them all column atoms. weight : (n_edges,) factor of the
+        result.
+        """
+        n, m, _, q, _ = x.shape
+        n_l, h = self.l_max + 1, self.hidden
+        both = self.from_row.beside(self.from_col, x).reshape(n, m, 2, q, 2, h)
+        table = permuted(both, 4, 0, 2, 1, 3, 5).reshape(2 * n, -1)
+        axial, planar = to_frame(rotation, ends.gathered(table).reshape(-1, 2, m, q, h))
         radial = self.radial(edge_scalars)
-        gain, inner, outer = radial.split(
-            [
-                radial.shape[1] - self.n_rows * (self.hidden + self.c_out),
-                self.n_rows * self.hidden,
-                self.n_rows * self.c_out,
-            ],
-            dim=1,
+        gain, inner, outer = radial.split([radial.shape[1] - n_l * (h + self.c_out), n_l * h, n_l * self.c_out], dim=1)
+        of_axial, of_planar = per_kind(self.gate.by_kind(gain))
+        inner = _axial_term(inner.reshape(-1, n_l, h), q)
+        axial, planar = self.first(torch.addcmul(inner, axial, of_axial), planar * of_planar, self.l_max)
+        # As a factor of gates and outer terms the weight is one of all that they make.
+        of_axial, of_planar = per_kind(self.gate(axial[0, 0, :, 0]) * weight[:, None, None, None, None])
+        outer = outer.reshape(-1, n_l, self.c_out) * weight[:, None, None]
+        counts = [count for count, _ in wanted]
+        parts = (
+            (axial * of_axial).split(counts, 2),
+            (planar * of_planar).split(counts, 1),
+            outer.split(counts),
+            rotation.split(counts),
         )
-        gain = per_component(gain.reshape(-1, *self.gain_shape), self.degree, self.irrep, first=1)
-        z = _add_axial(z * gain, inner.reshape(-1, self.n_rows, self.hidden))
-        z = self.second(self.gate(self.first(z)))
-        return from_frame(rotation, _add_axial(z, outer.reshape(-1, self.n_rows, self.c_out)))
+        result = []
+        for (_, degree), axial, planar, term, frame in zip(wanted, *parts, strict=True):
+            axial, planar = self.second(axial, planar, degree)
+            axial = axial + _axial_term(term[:, : degree + 1], q)
+            result.append(from_frame(reduced_rotation(frame, degree), axial, planar))
+        return result
 
 
-def _add_axial(z: Tensor, term: Tensor) -> Tensor:
-    """Add f_l(r) to the m = 0, natural, even rows: in the laboratory these are f_l(r) Y_l(r̂)."""
-    padded = torch.zeros_like(z)
-    padded[:, : term.shape[1], 0, 0] = term
-    return z + padded
+def _axial_term(term: Tensor, q: int) -> Tensor:
+    """f_l(r) (n, l_max+1, c) as natural, even axial rows: in the laboratory these are f_l(r) Y_l(r̂)."""
+    return nn.functional.pad(term[None, None], (0, 0, 0, 0, 0, 0, 0, 1, 0, q - 1))
 
 
 class NodeProduct(nn.Module):
@@ -85,7 +105,7 @@ class NodeProduct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
-        return x + self.out(self.product(self.left(y), self.right(y)))
+        return x + self.out(self.product(self.left.beside(self.right, y)))
 
 
 class Interaction(nn.Module):
@@ -114,7 +134,8 @@ class Interaction(nn.Module):
 
         n_rows : how many atoms, the first ones, are updated and returned; default: all.
         """
-        messages = self.edge(self.norm(x), row, col, rotation, edge_scalars) * weight[:, None, None, None, None]
+        ends = Incidence.of(torch.stack([row, col + len(x)], dim=1), 2 * len(x))
+        (messages,) = self.edge(self.norm(x), ends, rotation, edge_scalars, weight, [(len(row), self.edge.l_max)])
         x = x[:n_rows]
-        summed = torch.zeros(len(x), *messages.shape[1:], dtype=x.dtype, device=x.device).index_add(0, row, messages)
-        return self.product(x + self.out(summed))
+        summed = Incidence.of(row[:, None], len(x)).scattered(messages.flatten(1)).reshape(-1, *messages.shape[1:])
+        return self.product(x + self.out(summed.transpose(1, 2)))

@@ -12,6 +12,7 @@ Every kind (l, parity, spin irrep) has the same number of channels, so that whol
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,10 +30,10 @@ __all__ = [
     "Mode",
     "SpinAlgebra",
     "TensorProduct",
-    "batched_matmul",
     "clebsch_gordan",
     "degree_index",
     "per_component",
+    "permuted",
 ]
 
 Mode = Literal["none", "collinear", "soc", "spin-group"]
@@ -62,12 +63,29 @@ class SpinAlgebra:
         """Irrep of each component."""
         return [i for i, (dimension, _) in enumerate(self.irreps) for _ in range(dimension)]
 
-    def structure_constants(self) -> Tensor:
-        q = self.n_components
-        constants = torch.zeros(q, q, q, dtype=torch.float64)
-        for a, b, c, value in self.product:
-            constants[a, b, c] += value
-        return constants
+    def factors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """A (r, q), B (r, q), V (q, r) such that x·y = V ((A x) ⊙ (B y)).
+
+        Time parity is a sign: sums and differences of even and odd components multiply apart. What is left are the
+        products of pairs of even components.
+        """
+        start = dict(zip(self.irreps, itertools.accumulate((d for d, _ in self.irreps), initial=0), strict=False))
+        odd = {start[d, 1] + k: start[d, -1] + k for d, t in self.irreps if t == -1 for k in range(d)}
+        signs = (1.0, -1.0) if odd else (1.0,)
+        even = {start[d, t] + k for d, t in self.irreps if t == 1 for k in range(d)}
+        pairs = sorted({(a, b) for a, b, _, _ in self.product if a in even and b in even})
+        left, right, out = (torch.zeros(len(signs), len(pairs), self.n_components, dtype=torch.float64) for _ in "ABV")
+        for s, sign in enumerate(signs):
+            for r, (a, b) in enumerate(pairs):
+                left[s, r, a], right[s, r, b] = 1, 1
+                if odd:
+                    left[s, r, odd[a]], right[s, r, odd[b]] = sign, sign
+            for a, b, c, value in self.product:
+                if (a, b) in pairs:
+                    out[s, pairs.index((a, b)), c] = value / len(signs)
+                    if odd:
+                        out[s, pairs.index((a, b)), odd[c]] = sign * value / len(signs)
+        return left.flatten(0, 1), right.flatten(0, 1), out.flatten(0, 1).T
 
 
 def _trivial() -> SpinAlgebra:
@@ -113,23 +131,25 @@ def degree_index(l_max: int) -> Tensor:
     return torch.repeat_interleave(torch.arange(l_max + 1), 2 * torch.arange(l_max + 1) + 1)
 
 
-class _Contiguous(torch.autograd.Function):
+class _Permuted(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        return x.contiguous()
+    def forward(ctx, x: Tensor, order: tuple[int, ...]) -> Tensor:
+        ctx.order = order
+        return x.permute(order).contiguous()
 
     @staticmethod
-    def backward(ctx, *gradients: Tensor) -> Tensor:
-        return gradients[0].contiguous()
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, None]:
+        inverse = tuple(sorted(range(len(ctx.order)), key=ctx.order.__getitem__))
+        return _Permuted.apply(gradients[0], inverse), None  # type: ignore[return-value]
 
 
-def batched_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b for (batch, n, k) and (batch, k, m).
+def permuted(x: Tensor, *order: int) -> Tensor:
+    """A contiguous copy with permuted axes, which hands back a contiguous gradient.
 
-    The batched BLAS call takes contiguous items only; others, which autograd hands back through permuted views, make
-    it fall back to one product after another, several times slower.
+    Batched BLAS calls take items with unit stride in rows or columns; others, which autograd hands back through
+    permuted views, make them fall back to one product after another, several times slower.
     """
-    return _Contiguous.apply(torch.bmm(_Contiguous.apply(a), _Contiguous.apply(b)))  # type: ignore[return-value]
+    return _Permuted.apply(x, order)  # type: ignore[return-value]
 
 
 def per_component(values: Tensor, degree: Tensor, irrep: Tensor, *, first: int = 0) -> Tensor:
@@ -166,14 +186,25 @@ class EquivariantLinear(nn.Module):
         self.register_buffer("irrep", torch.tensor(algebra.irrep_of), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = per_component(self.weight, self.degree, self.irrep)
-        n, m, p, q, c = x.shape
-        flat = x.reshape(n, m * p * q, c).transpose(0, 1)
-        y = batched_matmul(flat, weight.reshape(m * p * q, c, -1)).transpose(0, 1).reshape(n, m, p, q, -1)
-        if self.bias is not None:
-            padded = nn.functional.pad(self.bias[None], (0, 0, 0, m * p * q - 1))
-            y = y + padded.reshape(m, p, q, -1)
-        return y
+        return _mixed(x, self.weight, self.bias, self.degree, self.irrep)
+
+    def beside(self, other: EquivariantLinear, x: Tensor) -> Tensor:
+        """(…, 2 c_out) the channels of this map and after them those of another map of the same input, in one go."""
+        bias = None if self.bias is None or other.bias is None else torch.cat([self.bias, other.bias])
+        return _mixed(x, torch.cat([self.weight, other.weight], dim=-1), bias, self.degree, self.irrep)
+
+
+def _mixed(x: Tensor, weight: Tensor, bias: Tensor | None, degree: Tensor, irrep: Tensor) -> Tensor:
+    """`weight` (l_max+1, 2, n_irreps, c_in, c_out) on features (n, M, 2, q, c_in).
+
+    The result lies in memory as a matrix of atom and channel for each component, so that the next map need not copy it.
+    """
+    n, m, p, q, c = x.shape
+    weight = per_component(weight, degree, irrep).reshape(m * p * q, c, -1)
+    y = torch.bmm(x.reshape(n, m * p * q, c).transpose(0, 1), weight).transpose(0, 1)
+    if bias is not None:
+        y = y + nn.functional.pad(bias[None], (0, 0, 0, m * p * q - 1))
+    return y.reshape(n, m, p, q, -1)
 
 
 class EquivariantNorm(nn.Module):
@@ -194,64 +225,72 @@ class EquivariantNorm(nn.Module):
 
 
 class Gate(nn.Module):
-    """Even scalars through SiLU; every other kind times a sigmoid of them."""
+    """Factors between 0 and 1 for each kind, from the even scalars of a feature.
 
-    degree: Tensor
+    σ(a)·s with a linear in the scalars s generalises SiLU, so that scalars need no other road.
+    """
+
     irrep: Tensor
 
-    def __init__(self, l_max: int, algebra: SpinAlgebra, channels: int, *, degree: Tensor | None = None) -> None:
+    def __init__(self, l_max: int, algebra: SpinAlgebra, channels: int) -> None:
         super().__init__()
         self.shape = (l_max + 1, 2, algebra.n_irreps, channels)
         self.linear = nn.Linear(channels, math.prod(self.shape), dtype=torch.float64)
-        self.register_buffer("degree", degree_index(l_max) if degree is None else degree, persistent=False)
         self.register_buffer("irrep", torch.tensor(algebra.irrep_of), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        scalars = x[:, 0, 0, 0]
-        gates = per_component(
-            torch.sigmoid(self.linear(scalars)).reshape(-1, *self.shape), self.degree, self.irrep, first=1
-        )
-        # σ(a)·s with a linear in the scalars s generalises SiLU, so that scalars need no other road.
-        return x * gates
+    def forward(self, scalars: Tensor) -> Tensor:
+        """(n, q, l_max+1, 2, channels) from scalars (n, channels)."""
+        return self.by_kind(torch.sigmoid(self.linear(scalars)))
+
+    def by_kind(self, values: Tensor) -> Tensor:
+        """(n, q, l_max+1, 2, channels) from values (n, …) in the order (l, naturality, spin irrep, channel)."""
+        values = permuted(values.reshape(-1, *self.shape), 0, 3, 1, 2, 4)
+        return values if len(self.irrep) == self.shape[2] else values.index_select(1, self.irrep)
 
 
 class TensorProduct(nn.Module):
-    """Channel-wise product of two features, all couplings (l1, l2) → l3 with parities, spin algebra included."""
+    """Channel-wise product of two features, all couplings (l1, l2) → l3 with parities, spin algebra included.
+
+    The mirror y → −y turns the sign of components m < 0, and once more of unnatural features. Couplings keep this
+    mirror parity, so that sums and differences of the two parities multiply apart – as time parities do – each with the
+    one matrix of all Clebsch–Gordan coefficients.
+    """
 
     coupling: Tensor
-    kinds: Tensor
+    split: Tensor
+    join: Tensor
 
     def __init__(self, l_in: int, l_out: int, algebra: SpinAlgebra) -> None:
         super().__init__()
         m_in, m_out = (l_in + 1) ** 2, (l_out + 1) ** 2
-        coupling = torch.zeros(2, m_in, m_in, m_out, dtype=torch.float64)  # even, odd l1 + l2 + l3
+        coupling = torch.zeros(m_out, m_in, m_in, dtype=torch.float64)
         for l3 in range(l_out + 1):
             paths = [(l1, l2) for l1 in range(l_in + 1) for l2 in range(l_in + 1) if abs(l1 - l2) <= l3 <= l1 + l2]
             for l1, l2 in paths:
-                part = coupling[(l1 + l2 + l3) % 2, l1**2 : (l1 + 1) ** 2, l2**2 : (l2 + 1) ** 2, l3**2 : (l3 + 1) ** 2]
-                part += clebsch_gordan(l1, l2, l3) / math.sqrt(max(len(paths), 1))
-        constants = algebra.structure_constants()
-        q = algebra.n_components
-        # Naturalities multiply, and an odd coupling (a cross product) turns the result over once more.
-        kinds = torch.zeros(2, 2, q, 2, q, 2, q, dtype=torch.float64)
-        for odd in (0, 1):
-            for a in (0, 1):
-                for b in (0, 1):
-                    kinds[odd, a, :, b, :, a ^ b ^ odd, :] = constants
-        self.register_buffer("coupling", coupling, persistent=False)
-        self.register_buffer("kinds", kinds.reshape(2, 2 * q, 2 * q, 2 * q), persistent=False)
+                part = coupling[l3**2 : (l3 + 1) ** 2, l1**2 : (l1 + 1) ** 2, l2**2 : (l2 + 1) ** 2]
+                part += clebsch_gordan(l1, l2, l3).permute(2, 0, 1) / math.sqrt(len(paths))
+        left, right, out = algebra.factors()
+        split = torch.stack([torch.stack([torch.kron(s, x) for s in _mirror_signs(l_in)]) for x in (left, right)])
+        join = torch.stack([torch.kron(s.T / 2, out) for s in _mirror_signs(l_out)])
+        self.register_buffer("coupling", coupling.reshape(m_out, -1), persistent=False)
+        self.register_buffer("split", split.flatten(0, 1), persistent=False)
+        self.register_buffer("join", join, persistent=False)
 
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        n, m, _, q, c = a.shape
-        m_out = self.coupling.shape[-1]
-        left = a.permute(0, 4, 2, 3, 1).reshape(n * c, 2 * q, m)
-        right = b.permute(0, 4, 2, 3, 1).reshape(n * c, 2 * q, m)
-        total = None
-        for coupling, kinds in zip(self.coupling, self.kinds, strict=True):
-            half = torch.matmul(left.reshape(-1, m), coupling.reshape(m, -1)).reshape(n * c, 2 * q, m, m_out)
-            half = half.transpose(1, 2).reshape(n * c, m, 2 * q * m_out)
-            product = batched_matmul(right, half).reshape(n * c, 2 * q, 2 * q, m_out)
-            term = torch.einsum("xbaz,abk->xkz", product, kinds)
-            total = term if total is None else total + term
-        assert total is not None
-        return total.reshape(n, c, 2, q, m_out).permute(0, 4, 2, 3, 1)
+    def forward(self, both: Tensor) -> Tensor:
+        """(n, M_out, 2, q, c) from (n, M, 2, q, 2c): channels of the left factor, then those of the right."""
+        n, m, _, q, c = both.shape
+        c //= 2
+        factors = permuted(both.reshape(n, m, 2 * q, 2, c), 3, 1, 2, 0, 4).reshape(2 * m, 2 * q, n * c)
+        left, right = torch.bmm(self.split, factors).reshape(2, m, -1).unbind()
+        product = self.coupling @ (left[:, None] * right).reshape(m * m, -1)
+        product = torch.bmm(self.join, product.reshape(len(self.join), -1, n * c))
+        return product.reshape(-1, 2, q, n, c).permute(3, 0, 1, 2, 4)
+
+
+def _mirror_signs(l_max: int) -> Tensor:
+    """((l_max+1)², 2, 2): (sum or difference of mirror parities, naturality) for each component (l, m)."""
+    negative = torch.tensor([m < 0 for l in range(l_max + 1) for m in range(-l, l + 1)])
+    signs = torch.ones(len(negative), 2, 2, dtype=torch.float64)
+    signs[:, 1, 1] = -1
+    signs[negative, 1] *= -1
+    return signs

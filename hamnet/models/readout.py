@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hamnet.basis import SpeciesBasis
 
-from .irreps import ALGEBRAS, Mode, clebsch_gordan
+from .irreps import ALGEBRAS, Mode, clebsch_gordan, permuted
 
 __all__ = [
     "BlockIrreps",
@@ -115,8 +115,9 @@ class BlockIrreps(nn.Module):
     gather: Tensor
     ungather: Tensor
     orbital: Tensor
-    unorbital: Tensor
     entry: Tensor
+    into_kinds: Tensor
+    into_parts: Tensor
 
     def __init__(self, row: SpeciesBasis, col: SpeciesBasis, mode: Mode) -> None:
         super().__init__()
@@ -140,6 +141,7 @@ class BlockIrreps(nn.Module):
             start[j, natural] = offset
             offset += (2 * j + 1) * multiplicity
         self.total = offset
+        self.degree = max(j for j, _ in self.entries)
         gather: list[int] = []
         scatter: list[Tensor] = []
         orbital = torch.arange(self.n_spin * row.n_orbitals * col.n_orbitals).reshape(self.n_spin, *self.shape)
@@ -155,11 +157,13 @@ class BlockIrreps(nn.Module):
                     multiplicity = self.entries[j, natural]
                     gather += [start[j, natural] + m * multiplicity + number for m in range(2 * j + 1)]
                 scatter.append(orbital[:, row_slices[a], col_slices[b]].reshape(-1))
-        order = torch.cat(scatter)
-        self.register_buffer("gather", torch.tensor(gather), persistent=False)
-        self.register_buffer("ungather", torch.argsort(torch.tensor(gather)), persistent=False)
-        self.register_buffer("orbital", order, persistent=False)
-        self.register_buffer("unorbital", torch.argsort(order), persistent=False)
+        place = torch.tensor(gather)
+        self.register_buffer("gather", place, persistent=False)
+        self.register_buffer("ungather", torch.argsort(place), persistent=False)
+        self.register_buffer("orbital", torch.cat(scatter), persistent=False)
+        into_kinds, into_parts = self._orders(place, torch.cat(scatter))
+        self.register_buffer("into_kinds", into_kinds, persistent=False)
+        self.register_buffer("into_parts", into_parts, persistent=False)
         # Which (irrep, number) each coefficient belongs to: scales are per irrep, not per m.
         entry, number_of = [], 0
         for (j, _), multiplicity in self.entries.items():
@@ -168,21 +172,40 @@ class BlockIrreps(nn.Module):
         self.n_entries = number_of
         self.register_buffer("entry", torch.cat(entry), persistent=False)
 
+    def _orders(self, gather: Tensor, orbital: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficient (component, number) at each (kind, row of its matrix, component, shell pair), and where of (kind,
+        column of its matrix, component, shell pair) to find each (part, row, column)."""
+        n_comp = len(_COMPONENTS[self.mode])
+        component = torch.arange(n_comp)[:, None]
+        into_kinds, place = [], torch.empty(n_comp, len(orbital), dtype=torch.long)
+        start = column = 0
+        for n_shells, dim in self.sizes:
+            rows = gather[start : start + n_shells * dim].reshape(n_shells, dim).T
+            into_kinds.append((component * self.total + rows[:, None]).flatten())
+            shell, own = torch.arange(n_shells)[:, None], torch.arange(dim)
+            place[:, orbital[column : column + n_shells * dim]] = (
+                n_comp * start + (own * n_comp + component[..., None]) * n_shells + shell
+            ).reshape(n_comp, -1)
+            start, column = start + n_shells * dim, column + n_shells * dim
+        parts = place.reshape(n_comp, self.n_spin, *self.shape)
+        if self.mode == "soc":
+            even, odd = parts
+            parts = torch.cat([even[:1], odd[1:], odd[:1], even[1:]])
+        return torch.cat(into_kinds), parts.flatten()
+
     def to_parts(self, coefficients: Tensor) -> Tensor:
         """(n, n_parts, n_row, n_col) from (n, n_components, total)."""
-        n, components, _ = coefficients.shape
-        sorted_ = coefficients.index_select(2, self.gather)
-        pieces, start = [], 0
-        for index, (multiplicity, dim) in enumerate(self.sizes):
-            part = sorted_[:, :, start : start + multiplicity * dim].reshape(n, components, multiplicity, dim)
-            pieces.append((part @ getattr(self, f"matrix_{index}")).reshape(n, components, -1))
-            start += multiplicity * dim
-        flat = torch.cat(pieces, dim=-1).index_select(2, self.unorbital)
-        blocks = flat.reshape(n, components, self.n_spin, *self.shape)
-        if self.mode != "soc":
-            return blocks.reshape(n, -1, *self.shape)
-        even, odd = blocks.unbind(dim=1)
-        return torch.cat([even[:, :1], odd[:, 1:], odd[:, :1], even[:, 1:]], dim=1)
+        # Pairs are the last axis in memory, so that every sorting moves whole rows.
+        rows = coefficients.permute(1, 2, 0).reshape(-1, len(coefficients)).index_select(0, self.into_kinds)
+        n_comp = coefficients.shape[1]
+        pieces = [
+            (getattr(self, f"matrix_{index}").T @ part.reshape(dim, -1)).reshape(-1, len(coefficients))
+            for index, ((_, dim), part) in enumerate(
+                zip(self.sizes, rows.split([n_comp * n * dim for n, dim in self.sizes]), strict=True)
+            )
+        ]
+        flat = torch.cat(pieces).index_select(0, self.into_parts)
+        return permuted(flat, 1, 0).reshape(len(coefficients), -1, *self.shape)
 
     def from_parts(self, parts: Tensor) -> Tensor:
         """The inverse, and the adjoint, of :meth:`to_parts`."""
@@ -203,6 +226,20 @@ class BlockIrreps(nn.Module):
         return torch.cat(pieces, dim=-1)[:, :, self.ungather]
 
 
+class _Transposed(torch.autograd.Function):
+    """a bᵀ for (batch, n, k) and (batch, m, k), with gradients in the layout of a and b."""
+
+    @staticmethod
+    def forward(ctx, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return torch.bmm(a, b.mT)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        return torch.bmm(gradients[0], b), torch.bmm(gradients[0].mT, a)
+
+
 class BlockReadout(nn.Module):
     """Linear map of features (n, M, 2, q, c) to the blocks of one species pair, with scale and shift per irrep.
 
@@ -212,11 +249,14 @@ class BlockReadout(nn.Module):
     kind: Tensor
     scale: Tensor
     shift: Tensor
+    weight_of: Tensor
+    coefficient_of: Tensor
 
     def __init__(self, row: SpeciesBasis, col: SpeciesBasis, mode: Mode, channels: int) -> None:
         super().__init__()
         self.irreps = BlockIrreps(row, col, mode)
         self.components = _COMPONENTS[mode]
+        self.degree = max(self.irreps.degree, 1)
         kind_of = [ALGEBRAS[mode].irrep_of[q] for q in self.components]
         self.n_kinds = kind_of[-1] + 1
         self.weights = nn.ParameterDict(
@@ -229,18 +269,37 @@ class BlockReadout(nn.Module):
         self.register_buffer("kind", torch.tensor(kind_of), persistent=False)
         self.register_buffer("scale", torch.ones(self.n_kinds, self.irreps.n_entries, dtype=torch.float64))
         self.register_buffer("shift", torch.zeros(self.irreps.total, dtype=torch.float64))
+        weight_of, coefficient_of = self._places()
+        self.register_buffer("weight_of", weight_of, persistent=False)
+        self.register_buffer("coefficient_of", coefficient_of, persistent=False)
+
+    def _places(self) -> tuple[Tensor, Tensor]:
+        """Which weight (entry, kind) stands at each (naturality, M, component, number), one behind the last where there
+        is none; which of these is each coefficient (component, number)."""
+        n_comp, size, most = len(self.components), (self.degree + 1) ** 2, max(self.irreps.entries.values())
+        n_weights = self.irreps.n_entries * self.n_kinds
+        weight_of = torch.full((2, size, n_comp, most), n_weights)
+        place = torch.arange(weight_of.numel()).reshape(weight_of.shape)
+        kind, coefficient_of, first = self.kind[:, None], [], 0
+        for (j, natural), multiplicity in self.irreps.entries.items():
+            rows = slice(j * j, (j + 1) ** 2)
+            weight_of[natural, rows, :, :multiplicity] = (first + torch.arange(multiplicity)) * self.n_kinds + kind
+            coefficient_of.append(place[natural, rows, :, :multiplicity].transpose(0, 1).flatten(1))
+            first += multiplicity
+        return weight_of.flatten(), torch.cat(coefficient_of, dim=1).flatten()
 
     def coefficients(self, x: Tensor) -> Tensor:
         """(n, n_components, total), scaled and shifted."""
-        pieces = []
-        degrees = x[:, :, :, : len(self.components)].split([2 * j + 1 for j in range(math.isqrt(x.shape[1]))], dim=1)
-        for (j, natural), multiplicity in self.irreps.entries.items():
-            weight = self.weights[f"{j}_{natural}"].index_select(0, self.kind)
-            mixed = torch.einsum("nmqc,qcw->nqmw", degrees[j][:, :, natural], weight)
-            pieces.append(mixed.reshape(len(x), len(self.components), (2 * j + 1) * multiplicity))
-        scaled = torch.cat(pieces, dim=-1) * self.scale[self.kind][:, self.irreps.entry]
-        even = scaled[:, :1] + self.shift
-        return torch.cat([even, scaled[:, 1:]], dim=1)
+        n, n_comp, size = len(x), len(self.components), (self.degree + 1) ** 2
+        weights = torch.cat(list(self.weights.values()), dim=2) * self.scale[:, None]
+        weights = nn.functional.pad(weights.permute(2, 0, 1).flatten(0, 1), (0, 0, 0, 1))
+        # Few kinds of irrep have much less than the largest number of them, so all are computed as if they had as many.
+        weights = weights.index_select(0, self.weight_of).reshape(2 * size * n_comp, -1, x.shape[-1])
+        x = x if x.shape[1] == size and x.shape[3] == n_comp else x[:, :size, :, :n_comp]
+        rows: Tensor = _Transposed.apply(weights, x.permute(2, 1, 3, 0, 4).reshape(len(weights), n, -1))  # type: ignore
+        rows = rows.flatten(0, 1).index_select(0, self.coefficient_of)
+        shift = nn.functional.pad(self.shift, (0, (n_comp - 1) * len(self.shift)))
+        return (rows + shift[:, None]).reshape(n_comp, -1, n).permute(2, 0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.irreps.to_parts(self.coefficients(x))

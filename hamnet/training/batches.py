@@ -30,7 +30,7 @@ class Batch:
 
     graph : input of the network. targets : (n, n_parts, n_row, n_col) eV for each entry of the network's output, in its
     order. weights : (n,) for each entry; 2 where a pair stands for its adjoint too, which the network does not compute.
-    n_pairs : stored pairs of each crystal.
+    n_pairs : stored pairs of each crystal. share, fraction : as in :class:`~hamnet.training.plan.Part`.
     windows, overlaps : where the loss asks for them, the states of each crystal near its Fermi energy, and S as
         (n, n_row, n_col) for each entry.
     """
@@ -39,6 +39,8 @@ class Batch:
     targets: tuple[Tensor, ...]
     weights: tuple[Tensor, ...]
     n_pairs: tuple[int, ...]
+    share: float = 1.0
+    fraction: float = 1.0
     windows: tuple[WindowStates, ...] = ()
     overlaps: tuple[Tensor, ...] = ()
 
@@ -89,7 +91,7 @@ def prepare(
         if on_pairs is not None:
             place = pairs.groups.index(group)
             overlaps.append(on_pairs.blocks[place][index.cpu() - group.pairs.start, 0].to(dtype))
-    return Batch(graph, tuple(targets), tuple(weights), (len(pairs),), windows, tuple(overlaps))
+    return Batch(graph, tuple(targets), tuple(weights), (len(pairs),), windows=windows, overlaps=tuple(overlaps))
 
 
 def _check_dropped_parts(hamiltonian: BlockOperator, mode: Mode) -> None:
@@ -152,8 +154,8 @@ def join_batches(batches: Sequence[Batch]) -> Batch:
         tuple(torch.cat(targets[key]) for key in order),
         tuple(torch.cat(weights[key]) for key in order),
         tuple(n for batch in batches for n in batch.n_pairs),
-        tuple(w for batch in batches for w in batch.windows),
-        tuple(torch.cat(overlaps[key]) for key in sorted(overlaps)),
+        windows=tuple(w for batch in batches for w in batch.windows),
+        overlaps=tuple(torch.cat(overlaps[key]) for key in sorted(overlaps)),
     )
 
 

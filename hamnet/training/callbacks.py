@@ -13,10 +13,10 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-__all__ = ["AtomicCheckpointIO", "History", "Reporter", "checkpoints", "write_text"]
+__all__ = ["AtomicCheckpointIO", "Checkpoints", "History", "Reporter", "write_text"]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -48,15 +48,41 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         _write(Path(path), lambda file: torch.save(checkpoint, file))
 
 
-def checkpoints(folder: Path, *, every_n_epochs: int) -> list[Callback]:
-    """``last.ckpt`` after every n-th epoch, ``best.ckpt`` after the best validation; each replaces itself."""
-    common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "auto_insert_metric_name": False}
-    return [
-        ModelCheckpoint(**common, filename="best", monitor="val_mae_meV", mode="min", save_top_k=1),
-        ModelCheckpoint(
-            **common, filename="last", save_top_k=1, every_n_epochs=every_n_epochs, save_on_train_epoch_end=True
-        ),
-    ]
+class Checkpoints(Checkpoint):
+    """``last.ckpt``: at the end of every n-th epoch and of the run, and inside an epoch when `minutes` have passed.
+
+    Inside an epoch it is written between two steps, at SIGTERM too, so that a resumed run goes on with the next step.
+    """
+
+    def __init__(self, folder: Path, *, every_n_epochs: int, minutes: float) -> None:
+        self.path = folder / "last.ckpt"
+        self.every_n_epochs, self.minutes = every_n_epochs, minutes
+        self._last_s = 0.0
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self._last_s = pl_module.elapsed_s
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        if self._overdue(pl_module) or (trainer.received_sigterm and trainer.world_size == 1):
+            pl_module.mean_loss()  # nothing that is not finite may replace the last checkpoint
+            self._save(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        number = trainer.current_epoch + 1
+        at_end = trainer.should_stop or number == trainer.max_epochs
+        if at_end or not number % self.every_n_epochs or self._overdue(pl_module):
+            self._save(trainer, pl_module)
+
+    def _overdue(self, pl_module: Any) -> bool:
+        return bool(self.minutes) and pl_module.now_s - self._last_s >= 60 * self.minutes
+
+    def _save(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        trainer.save_checkpoint(self.path)
+        self._last_s = pl_module.now_s
 
 
 class History(Callback):

@@ -56,7 +56,8 @@ class DataConfig:
     train, validation, test : each a path, or a table of :class:`Selection`, or a list of these.
     validation_fraction : share of the training samples held back for validation where no validation set is given.
     cache : ``memory`` keeps the prepared tensors, ``none`` reads each sample again in each epoch, ``auto`` decides by
-        cache_gb. workers : processes that read samples ahead (0: none).
+        cache_gb (of each process). workers : processes that read samples ahead (0: none).
+    contradictions : ``refuse`` or ``allow`` training samples of one input with different Hamiltonians.
     """
 
     train: tuple[Selection, ...]
@@ -66,6 +67,7 @@ class DataConfig:
     cache: Literal["auto", "memory", "none"] = "auto"
     cache_gb: float = 2.0
     workers: int = 0
+    contradictions: Literal["refuse", "allow"] = "refuse"
 
     def __post_init__(self) -> None:
         _check(bool(self.train), "train", [], "at least one set", "name a set file made with `hamnet preprocess`")
@@ -87,12 +89,14 @@ class ModelSection:
 
     name : place in the registry of models. mode : spin mode; default: what the data are.
     magnetic : species (labels or chemical symbols) whose moments are an input; default: decided from the data.
+    start : a model file, relative to the configuration file, whose weights training begins from (fine-tuning).
     settings : every other key, passed to the configuration of the model.
     """
 
     name: str = next(iter(MODELS))
     mode: Literal["auto", "none", "collinear", "soc", "spin-group"] = "auto"
     magnetic: tuple[str, ...] | None = None
+    start: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def model_config(self, **measured: Any) -> Any:
@@ -141,7 +145,10 @@ class TrainingConfig:
 
     epochs : passes through the training samples. max_minutes : the run ends (its schedule complete) when this much time
         is over, if the epochs are not done before; 0: no limit. One of the two must be given.
-    batch_size : crystals in one step. seed : of weights, order and drawn fractions.
+    batch_size : crystals that a process computes at once. batch_pairs : instead of it, as many crystals as together
+        have at most so many pairs; 0: by batch_size. accumulate : batches of each process that make one step.
+    patience : the run ends after so many validations without progress; 0: never.
+    seed : of weights, order and drawn fractions.
     dtype : precision of the network. device : ``auto`` takes a GPU where there is one. threads : 0: all cores.
     loss : a name of :data:`hamnet.training.losses.LOSSES`. huber_delta_mev : δ of the losses that have one.
     onsite_weight : weight of on-site blocks: one per atom beside tens of bonds, but all bands hang on them.
@@ -154,6 +161,9 @@ class TrainingConfig:
     epochs: int = 0
     max_minutes: float = 0.0
     batch_size: int = 1
+    batch_pairs: int = 0
+    accumulate: int = 1
+    patience: int = 0
     seed: int = 0
     dtype: Literal["float32", "float64"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -180,6 +190,15 @@ class TrainingConfig:
             "say how long to train: `epochs = 200` or `max_minutes = 10`",
         )
         _check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        _check(self.batch_pairs >= 0, "batch_pairs", self.batch_pairs, "0 (by batch_size) or more")
+        _check(
+            self.batch_pairs == 0 or self.batch_size == 1,
+            "batch_pairs",
+            "both batch_size and batch_pairs",
+            "one of the two",
+        )
+        _check(self.accumulate >= 1, "accumulate", self.accumulate, "at least 1")
+        _check(self.patience >= 0, "patience", self.patience, "0 (never) or more")
         _check(self.seed >= 0, "seed", self.seed, "0 or more")
         _check(self.band_window_ev > 0, "band_window_ev", self.band_window_ev, "a positive energy")
         _check(self.band_k_points >= 1, "band_k_points", self.band_k_points, "at least 1")
@@ -207,17 +226,20 @@ class OutputConfig:
 
     dir : folder of the run, relative to the configuration file. export : weights that become the model file – those of
         the ``best`` validation or of the ``last`` step.
-    validate_every, checkpoint_every : epochs.
+    validate_every, checkpoint_every : epochs. checkpoint_minutes : a checkpoint also inside an epoch when so much time
+        has passed since the last one; 0: at ends of epochs only.
     """
 
     dir: str = "run"
     export: Literal["best", "last"] = "best"
     validate_every: int = 1
     checkpoint_every: int = 1
+    checkpoint_minutes: float = 5.0
 
     def __post_init__(self) -> None:
         _check(self.validate_every >= 1, "validate_every", self.validate_every, "at least 1")
         _check(self.checkpoint_every >= 1, "checkpoint_every", self.checkpoint_every, "at least 1")
+        _check(self.checkpoint_minutes >= 0, "checkpoint_minutes", self.checkpoint_minutes, "0 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +257,9 @@ class TrainConfig:
         entry = asdict(self)
         model = entry["model"]
         model.update(model.pop("settings"))
-        if model["magnetic"] is None:
-            del model["magnetic"]
+        for key in ("magnetic", "start"):
+            if model[key] is None:
+                del model[key]
         return json.loads(json.dumps(entry))
 
 
@@ -306,6 +329,9 @@ def _resolve_paths(table: dict[str, Any], folder: Path) -> None:
     for key in ("train", "validation", "test"):
         if isinstance(data, dict) and key in data:
             data[key] = [_resolved_selection(s, folder) for s in _listed(data[key])]
+    model = table.get("model")
+    if isinstance(model, dict) and isinstance(model.get("start"), str):
+        model["start"] = str(folder / Path(model["start"]).expanduser())
     output = table.setdefault("output", {})
     if isinstance(output, dict) and isinstance(output.setdefault("dir", OutputConfig().dir), str):
         output["dir"] = str(folder / output["dir"])
@@ -334,7 +360,7 @@ def _override(table: dict[str, Any], text: str) -> None:
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
     single: dict[str, Any] = {section: {key: parsed}}
-    if section == "data" or (section, key) == ("output", "dir"):
+    if section == "data" or (section, key) in (("output", "dir"), ("model", "start")):
         _resolve_paths(single, Path.cwd())
     inner = table.setdefault(section, {})
     if isinstance(inner, dict):

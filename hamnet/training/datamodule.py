@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import lightning
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from hamnet.basis import Basis
 from hamnet.models.graph import Graph
@@ -15,14 +15,15 @@ from hamnet.models.irreps import Mode
 
 from .batches import Batch, join_batches, map_tensors, prepare
 from .config import TrainConfig
+from .plan import EpochPlan, Part
 from .samples import SampleList
 from .window import window_states
 
-__all__ = ["CrystalData", "CrystalDataset", "EpochOrder"]
+__all__ = ["CrystalData", "CrystalDataset"]
 
 
 class CrystalDataset(Dataset):
-    """Samples as batches of one crystal.
+    """Samples as the batches that a plan asks for.
 
     keep_bytes : prepared crystals are kept until they fill this much memory; the others are read each time.
     """
@@ -49,7 +50,12 @@ class CrystalDataset(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, part: Part) -> Batch:
+        joined = join_batches([self.crystal(index) for index in part.indices])
+        return replace(joined, share=part.share, fraction=part.fraction)
+
+    def crystal(self, index: int) -> Batch:
+        """One sample, kept if there is room."""
         if index in self._kept:
             return self._kept[index]
         hamiltonian = self.samples.operator(index, "hamiltonian", self.basis)
@@ -71,26 +77,13 @@ class CrystalDataset(Dataset):
         return batch
 
 
-class EpochOrder(Sampler):
-    """A new order in each epoch, a function of (seed, epoch) alone: a resumed run goes on as if never stopped."""
-
-    def __init__(self, length: int, seed: int) -> None:
-        self.length, self.seed, self.epoch = length, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(torch.randperm(self.length, generator=generator).tolist())
-
-
 class CrystalData(lightning.LightningDataModule):
-    """Loaders of the training and validation samples."""
+    """Loaders of the training and validation samples.
+
+    Parameters
+    ----------
+    basis, mode, cutoff_ang, dtype : of the network. plans : what is computed together, of training and of validation.
+    """
 
     def __init__(
         self,
@@ -98,38 +91,41 @@ class CrystalData(lightning.LightningDataModule):
         validation: SampleList,
         config: TrainConfig,
         *,
+        plans: tuple[EpochPlan, EpochPlan],
         basis: Basis,
         mode: Mode,
         cutoff_ang: float,
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.plans = config, plans
         room = {"auto": config.data.cache_gb * 2**30, "memory": float("inf"), "none": 0.0}[config.data.cache]
+        room /= max(1, config.data.workers)  # each worker keeps what it has read
         share = len(train) / (len(train) + len(validation))
         self.train, self.validation = (
             CrystalDataset(samples, basis, mode, cutoff_ang, dtype, keep_bytes=room * part, **wanted)
             for samples, part, wanted in ((train, share, _wanted(config)), (validation, 1 - share, {}))
         )
 
-    def _loader(self, dataset: CrystalDataset, sampler: Sampler | None) -> DataLoader:
+    def _loader(self, dataset: CrystalDataset, plan: EpochPlan) -> DataLoader:
         workers = self.config.data.workers
         return DataLoader(
             dataset,
-            batch_size=self.config.training.batch_size,
-            sampler=sampler,
-            collate_fn=join_batches,
+            batch_size=None,  # the plan says what is computed together
+            sampler=plan,
             num_workers=workers,
             persistent_workers=workers > 0,
             # Forked workers would inherit threads of the parent that hold locks.
             multiprocessing_context="spawn" if workers else None,
+            # One of its own, so that the random state of the run does not depend on how often a loader was begun.
+            generator=torch.Generator(),
         )
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader(self.train, EpochOrder(len(self.train), self.config.training.seed))
+        return self._loader(self.train, self.plans[0])
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self.validation, None)
+        return self._loader(self.validation, self.plans[1])
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from hamnet.blocks import BlockOperator
-from hamnet.eigen import eigenvalues
+from hamnet.eigen import eigenvalues, overlap_min_eigenvalue
+from hamnet.errors import StructureError
 from hamnet.models.guards import check_pairs, check_sample, check_structure, renumbered
 from hamnet.models.io import LoadedModel
 from hamnet.predict import predict_operator
@@ -19,7 +20,10 @@ from hamnet.sample import Sample
 from hamnet.structure import Structure
 from hamnet.units import MEV_PER_EV
 
+from .baselines import CellFit, fit_cells, linear_in_moments, mean_block
+from .error_map import ErrorMap
 from .metrics import ErrorSums
+from .samples import SampleList
 
 __all__ = ["BandErrors", "Evaluation", "SampleErrors", "compare", "evaluate", "evaluation_mesh", "zero_magnetism"]
 
@@ -27,6 +31,7 @@ _BIN_ANG = 1.0
 _WINDOW_EV = 2.0
 _MESH_SPACING_PER_ANG = 0.4
 _MOST_K = 40
+_BASELINES = ("zero", "zero_magnetism", "mean_block", "linear_in_moments")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +48,25 @@ class SampleErrors:
     """Errors of one sample, or of several joined.
 
     mu_shift_mev : the μ of H + μS that fits best, added in the figures with "mu_aligned".
-    by_distance : sums by bin (−1: on-site; n: from n to n + 1 Å). by_pair : by unordered species pair.
+    by_distance : sums by bin (−1: on-site; n: from n to n + 1 Å); sizes : the same of H itself.
+    by_pair : by unordered species pair. error_map : by shell pair and angle.
+    baselines, baseline_bands : of the trivial models that can say something; no_baseline : why others cannot.
+    overlap_min : smallest eigenvalue of S(k) at the k of the bands.
     no_bands : why there are no band errors, if there are none.
     """
 
     name: str
     total: ErrorSums = field(default_factory=ErrorSums)
     aligned: ErrorSums = field(default_factory=ErrorSums)
-    zero: ErrorSums = field(default_factory=ErrorSums)
-    zero_magnetism: ErrorSums = field(default_factory=ErrorSums)
     by_distance: dict[int, ErrorSums] = field(default_factory=dict)
+    sizes: dict[int, ErrorSums] = field(default_factory=dict)
     by_pair: dict[str, ErrorSums] = field(default_factory=dict)
     pairs_by_distance: dict[int, int] = field(default_factory=dict)
+    error_map: ErrorMap = field(default_factory=ErrorMap)
+    baselines: dict[str, ErrorSums] = field(default_factory=dict)
+    baseline_bands: dict[str, BandErrors] = field(default_factory=dict)
+    no_baseline: dict[str, str] = field(default_factory=dict)
+    overlap_min: float | None = None
     mu_shift_mev: float | None = None
     bands: BandErrors | None = None
     bands_aligned: BandErrors | None = None
@@ -62,13 +74,17 @@ class SampleErrors:
 
     def join(self, other: SampleErrors) -> None:
         """Add the sums of another sample (its bands apart)."""
-        for name in ("total", "aligned", "zero", "zero_magnetism"):
+        for name in ("total", "aligned", "error_map"):
             getattr(self, name).join(getattr(other, name))
-        for name in ("by_distance", "by_pair"):
+        for name in ("by_distance", "sizes", "by_pair", "baselines"):
             for key, sums in getattr(other, name).items():
                 getattr(self, name).setdefault(key, ErrorSums()).join(sums)
         for key, n in other.pairs_by_distance.items():
             self.pairs_by_distance[key] = self.pairs_by_distance.get(key, 0) + n
+        for key, reason in other.no_baseline.items():
+            self.no_baseline.setdefault(key, f"{other.name}: {reason}")
+        if other.overlap_min is not None:
+            self.overlap_min = min(other.overlap_min, np.inf if self.overlap_min is None else self.overlap_min)
 
     def to_dict(self) -> dict[str, Any]:
         """Keys as documented in ``docs/json.md``."""
@@ -80,9 +96,16 @@ class SampleErrors:
                     "from_ang": edges[0],
                     "to_ang": edges[1],
                     "n_pairs": self.pairs_by_distance[key],
+                    "rms_h_meV": self.sizes[key].means_mev()["rmse_meV"],
                     **self.by_distance[key].means_mev(),
                 }
             )
+        # What one sample lacks cannot be compared with a mean over all of them.
+        baselines: dict[str, Any] = {key: None for key in _BASELINES}
+        for key, sums in self.baselines.items():
+            if key not in self.no_baseline:
+                bands = {} if key == "zero" else _band_keys(self.baseline_bands.get(key), "")
+                baselines[key] = {**sums.means_mev(), **bands}
         return {
             "name": self.name,
             **self.total.means_mev(),
@@ -92,9 +115,12 @@ class SampleErrors:
             **_band_keys(self.bands_aligned, "_mu_aligned"),
             "bands_n_states": None if self.bands is None else self.bands.n_states,
             "bands_missing_because": self.no_bands,
+            "overlap_min_eigenvalue": self.overlap_min,
+            "onsite": self.by_distance.get(-1, ErrorSums()).means_mev(),
             "mae_by_distance": distances,
             "mae_by_species_pair": {key: self.by_pair[key].means_mev() for key in sorted(self.by_pair)},
-            "baselines": {"zero_magnetism": self.zero_magnetism.means_mev(), "zero": self.zero.means_mev()},
+            "baselines": baselines,
+            "baselines_missing_because": dict(self.no_baseline),
         }
 
 
@@ -118,6 +144,7 @@ class Evaluation:
         del total["name"], total["mu_shift_meV"]
         return {
             **total,
+            "error_map": self.total.error_map.to_dict(),
             "n_samples": len(self.samples),
             "warnings": list(self.warnings),
             "samples": [sample.to_dict() for sample in self.samples],
@@ -125,7 +152,11 @@ class Evaluation:
 
 
 def evaluate(
-    loaded: LoadedModel, samples: Iterable[tuple[Sample, ArrayLike | None]], *, bands: bool = True
+    loaded: LoadedModel,
+    samples: Iterable[tuple[Sample, ArrayLike | None]],
+    *,
+    bands: bool = True,
+    train: SampleList | None = None,
 ) -> Evaluation:
     """Predict each sample and compare.
 
@@ -133,11 +164,15 @@ def evaluate(
     ----------
     samples : with each its k points (n, 3) in fractions of the reciprocal vectors, or None for a mesh.
     bands : whether to compare eigenvalues too, at no more than 40 of the k points, evenly chosen.
+    train : the training set, to which the trivial models of :mod:`hamnet.training.baselines` are fitted.
 
     Raises :class:`hamnet.errors.ModelError` for samples of a kind that the model was not trained on.
     """
     results: list[SampleErrors] = []
     warnings: list[str] = []
+    labels = zip(loaded.model.basis.labels, loaded.model.moment_scale, strict=True)
+    magnetic = [label for label, scale in labels if scale > 0]
+    cells = None if train is None else fit_cells(train, magnetic)
     for sample, k_frac in samples:
         check_sample(loaded, sample)
         assert sample.hamiltonian is not None
@@ -146,11 +181,15 @@ def evaluate(
         warnings += [f"{sample.name}: {text}" for text in found]
         predicted = predict_operator(loaded, sample.structure, pairs)
         predicted = replace(predicted, basis=sample.basis, pairs=sample.hamiltonian.pairs)
-        results.append(compare(predicted, sample, k_frac=k_frac, bands=bands))
+        results.append(compare(predicted, sample, k_frac=k_frac, bands=bands, cells=cells, magnetic=magnetic))
     total = SampleErrors("all")
     for result in results:
         total.join(result)
     total.bands, total.bands_aligned = _joined(r.bands for r in results), _joined(r.bands_aligned for r in results)
+    for key in _BASELINES:
+        joined = _joined(r.baseline_bands.get(key) for r in results)
+        if joined is not None:
+            total.baseline_bands[key] = joined
     if total.bands is None and results:
         total.no_bands = results[0].no_bands
     return Evaluation(total, tuple(results), tuple(warnings))
@@ -165,9 +204,20 @@ def _joined(parts: Iterable[BandErrors | None]) -> BandErrors | None:
 
 
 def compare(
-    predicted: BlockOperator, sample: Sample, *, k_frac: ArrayLike | None = None, bands: bool = True
+    predicted: BlockOperator,
+    sample: Sample,
+    *,
+    k_frac: ArrayLike | None = None,
+    bands: bool = True,
+    cells: Sequence[CellFit] | None = None,
+    magnetic: Collection[str] = (),
 ) -> SampleErrors:
-    """Errors of `predicted` against the sample's own Hamiltonian, on the same pairs."""
+    """Errors of `predicted` against the sample's own Hamiltonian, on the same pairs.
+
+    Parameters
+    ----------
+    cells : what the trivial models know of the training set. magnetic : labels of the species whose moments count.
+    """
     true = sample.hamiltonian
     assert true is not None
     difference = predicted - true
@@ -175,24 +225,44 @@ def compare(
     shift = None if sample.overlap is None else _add_aligned(errors, difference, sample.overlap.with_pairs(true.pairs))
     lengths = np.linalg.norm(true.pairs.vectors(sample.structure.cell, sample.structure.positions), axis=1)
     bins = np.where(true.pairs.is_self, -1, np.floor(lengths / _BIN_ANG)).astype(int)
-    without = zero_magnetism(true)
-    for group, d, h, h_0 in zip(true.pairs.groups, difference.blocks, true.blocks, without.blocks, strict=True):
+    for group, d, h in zip(true.pairs.groups, difference.blocks, true.blocks, strict=True):
         errors.total.add(d)
-        errors.zero.add(h)
-        errors.zero_magnetism.add(h - h_0)
         names = sorted((true.basis[group.row_species].label, true.basis[group.col_species].label))
         errors.by_pair.setdefault("-".join(names), ErrorSums()).add(d)
         for key in np.unique(bins[group.pairs]).tolist():
             here = torch.as_tensor(np.flatnonzero(bins[group.pairs] == key))
             errors.by_distance.setdefault(key, ErrorSums()).add(d[here])
+            errors.sizes.setdefault(key, ErrorSums()).add(h[here])
             errors.pairs_by_distance[key] = errors.pairs_by_distance.get(key, 0) + len(here)
+    errors.error_map.add(difference, sample.structure, magnetic)
+    trivial, errors.no_baseline = _trivial_models(sample, cells)
+    for name, operator in trivial.items():
+        sums = errors.baselines.setdefault(name, ErrorSums())
+        for d in (operator - true).blocks:
+            sums.add(d)
     if not bands:
         errors.no_bands = "not asked for"
     elif sample.overlap is None or shift is None:
         errors.no_bands = "the sample has no overlap"
     else:
-        _add_bands(errors, predicted, sample, sample.overlap, shift, k_frac)
+        del trivial["zero"]  # no bands come of it
+        _add_bands(errors, predicted, trivial, sample, sample.overlap, shift, k_frac)
     return errors
+
+
+def _trivial_models(sample: Sample, cells: Sequence[CellFit] | None) -> tuple[dict[str, BlockOperator], dict[str, str]]:
+    """What trivial models give for the sample, and why others give nothing."""
+    h = sample.operator("hamiltonian")
+    found, missing = {"zero": h * 0, "zero_magnetism": zero_magnetism(h)}, {}
+    for name, model in (("mean_block", mean_block), ("linear_in_moments", linear_in_moments)):
+        if cells is None:
+            missing[name] = "no training set was named"
+            continue
+        try:
+            found[name] = model(cells, sample)
+        except StructureError as error:
+            missing[name] = error.found
+    return found, missing
 
 
 def zero_magnetism(hamiltonian: BlockOperator) -> BlockOperator:
@@ -222,26 +292,32 @@ def _add_aligned(errors: SampleErrors, difference: BlockOperator, overlap: Block
 def _add_bands(
     errors: SampleErrors,
     predicted: BlockOperator,
+    trivial: Mapping[str, BlockOperator],
     sample: Sample,
     overlap: BlockOperator,
     shift: float,
     k_frac: ArrayLike | None,
 ) -> None:
+    k_frac = evaluation_mesh(sample.structure) if k_frac is None else np.asarray(k_frac, dtype=np.float64)
+    k_frac = k_frac[:: -(-len(k_frac) // _MOST_K)]
+    errors.overlap_min = overlap_min_eigenvalue(overlap, k_frac)
     if sample.fermi_energy_ev is None:
         errors.no_bands = "the sample has no Fermi energy"
         return
-    assert sample.hamiltonian is not None
-    k_frac = evaluation_mesh(sample.structure) if k_frac is None else np.asarray(k_frac, dtype=np.float64)
-    k_frac = k_frac[:: -(-len(k_frac) // _MOST_K)]
-    true, found = (eigenvalues(h, overlap, k_frac) for h in (sample.hamiltonian, predicted))
+    true = eigenvalues(sample.operator("hamiltonian"), overlap, k_frac)
     inside = np.abs(true - sample.fermi_energy_ev) <= _WINDOW_EV
     if not inside.any():
         errors.no_bands = f"no state within {_WINDOW_EV:g} eV of the Fermi energy"
         return
-    difference = (found - true)[inside] * MEV_PER_EV
+
+    def deviation(h: BlockOperator) -> NDArray[np.float64]:
+        return (eigenvalues(h, overlap, k_frac) - true)[inside] * MEV_PER_EV
+
+    difference = deviation(predicted)
     errors.bands = _band_errors(difference)
     # H + μS has the eigenvalues E + μ.
     errors.bands_aligned = _band_errors(difference + shift * MEV_PER_EV)
+    errors.baseline_bands = {name: _band_errors(deviation(h)) for name, h in trivial.items()}
 
 
 def _band_errors(difference_mev: NDArray[np.float64]) -> BandErrors:

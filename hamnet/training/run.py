@@ -2,49 +2,51 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 
 from hamnet import __version__
-from hamnet.basis import Basis
 from hamnet.errors import ConfigError, HamnetError
 from hamnet.models.hamiltonian import HamiltonianModel
-from hamnet.models.io import TrainedOn, build_model, save_model
+from hamnet.models.io import TrainedOn, save_model
 from hamnet.models.readout import blocks_from_parts
-from hamnet.sample import Sample
 
-from .callbacks import AtomicCheckpointIO, History, Reporter, checkpoints, write_text
+from .callbacks import AtomicCheckpointIO, Checkpoints, History, Reporter, write_text
 from .config import TrainConfig
 from .datamodule import CrystalData, CrystalDataset
 from .metrics import ErrorSums
-from .module import TrainingModule
-from .samples import SampleList, select, split
-from .statistics import calibrate, fit_readout, fit_weights, mean_neighbours, moment_scales
-from .survey import Survey, choose_magnetic, choose_mode, survey
+from .module import STATE, TrainingModule, joined
+from .plan import EpochPlan
+from .preparation import prepare_model
+from .processes import Processes, object_from_first
+from .selection import TrainingData
+from .survey import Survey
 
 __all__ = ["TrainResult", "train"]
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
-_LEAST_SCALE_EV = 1e-8
-_MOST_FIRST_SAMPLES, _MOST_FIRST_PAIRS = 32, 10_000
 _MAY_CHANGE = {
-    "training": {"epochs", "max_minutes", "threads", "device"},
-    "data": {"cache", "cache_gb", "workers", "test"},
-    "output": {"dir", "export", "validate_every", "checkpoint_every"},
+    "training": {"epochs", "max_minutes", "patience", "threads", "device"},
+    "model": {"start"},
+    "output": {"dir", "export", "validate_every", "checkpoint_every", "checkpoint_minutes"},
 }
-"""Keys that a resumed run may have otherwise than the run that it goes on with."""
+"""Keys that a resumed run may have otherwise than the run that it goes on with; samples and start are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,99 +80,101 @@ def train(
     """
     folder = Path(config.output.dir)
     last = folder / "checkpoints" / "last.ckpt"
+    processes = Processes.from_environment()
+    say = say if processes.rank == 0 else _say_nothing
     _check_folder(folder, resume=resume, overwrite=overwrite)
-    torch.set_num_threads(config.training.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(config.training.threads or max(1, len(os.sched_getaffinity(0)) // processes.local))
     resume = resume and last.exists()
-    data = _Data.select(config)
-    identity = {"config": config.to_dict(), "train": data.train.checksum(), "validation": data.validation.checksum()}
+    data = TrainingData.select(config)
+    identity = {
+        "config": config.to_dict(),
+        "train": data.train.checksum(),
+        "validation": data.validation.checksum(),
+        "start": None if config.model.start is None else _checksum(Path(config.model.start)),
+        "processes": processes.world,
+    }
+    plans = _plans(config, data, processes)
     if resume:
-        _check_same_run(last, identity)
-    model, facts = _prepare_model(config, data)
+        state = _state_of_same_run(last, identity)
+        plans[0].begin(state["epoch"], state["n_parts_done"])
+    with _memory_errors(config, lambda: "the first look at the training set"):
+        model, limits, facts = prepare_model(config, data, say=say)
+    if not resume:
+        allow = config.data.contradictions == "allow"
+        data.check_inputs(model.basis, facts["magnetic"], allow=allow, say=say)
+        data.check_labels(model.basis)
     n_weights = sum(p.numel() for p in model.parameters())
     say(
         f"{len(data.train)} training and {len(data.validation)} validation samples, "
-        f"{data.survey.n_atoms} atoms, {data.survey.n_pairs} pairs; mode {facts['mode']}; "
+        f"{data.survey.n_atoms} atoms, {data.survey.n_pairs.sum()} pairs; mode {facts['mode']}; "
         f"magnetic: {', '.join(facts['magnetic']) or 'none'} ({facts['magnetic_because']}); {n_weights} weights"
     )
+    if processes.world > 1:
+        say(f"{processes.world} processes; an epoch has {plans[0].n_steps} steps")
     dtype = _DTYPES[config.training.dtype]
     model = model.to(dtype)
     crystals = CrystalData(
         data.train,
         data.validation,
         config,
+        plans=plans,
         basis=model.basis,
         mode=model.config.mode,
         cutoff_ang=model.config.cutoff_ang,
         dtype=dtype,
     )
-    module = TrainingModule(model, config, identity=identity)
-    trainer = _trainer(config, folder, say=say, progress_bar=progress_bar)
-    if not resume:
-        for stale in (folder / "checkpoints").glob("*.ckpt"):
-            stale.unlink()
-        (folder / "history.csv").unlink(missing_ok=True)
-    write_text(folder / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+    module = TrainingModule(model, config, identity=identity, n_steps=plans[0].n_steps)
+    trainer = _trainer(config, folder, processes, say=say, progress_bar=progress_bar)
+    if processes.rank == 0:
+        if not resume:
+            for stale in (folder / "checkpoints").glob("*.ckpt"):
+                stale.unlink()
+            (folder / "history.csv").unlink(missing_ok=True)
+        write_text(folder / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
     say(f"{'going on with' if resume else 'training in'} {folder}")
-    _fit(trainer, module, crystals, last if resume else None)
-    return _finish(config, data, facts, module, crystals, folder)
+    with _memory_errors(config, lambda: _text_of_batch(module)):
+        _fit(trainer, module, crystals, last if resume else None, seed=config.training.seed)
+    return _finish(config, data, limits, facts, module, crystals, folder, processes)
+
+
+def _say_nothing(text: str) -> None:
+    """What processes other than the first say."""
 
 
 # -- before ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Data:
-    train: SampleList
-    validation: SampleList
-    test: SampleList
-    survey: Survey
+def _plans(config: TrainConfig, data: TrainingData, processes: Processes) -> tuple[EpochPlan, EpochPlan]:
+    """What is computed together, of training and validation samples."""
+    t = config.training
+    train = data.survey
+    validation = data.validation_survey
+    for samples, found in ((data.train, train), (data.validation, validation)):
+        largest, n_pairs = int(found.n_pairs.argmax()), int(found.n_pairs.max())
+        if 0 < t.batch_pairs < n_pairs:
+            raise ConfigError(
+                f"batch_pairs = {t.batch_pairs}, but sample {samples.name(largest)!r} has {n_pairs} pairs",
+                expected=f"at least {n_pairs}: a crystal is never split",
+                remedy="set it so high, or leave out the sample by `exclude`",
+                place="[training] batch_pairs",
+            )
 
-    @staticmethod
-    def select(config: TrainConfig) -> _Data:
-        d, seed = config.data, config.training.seed
-        train = select(d.train, seed=seed, key="train")
-        if d.validation:
-            validation = select(d.validation, seed=seed, key="validation")
-        else:
-            train, validation = split(train, d.validation_fraction, seed=seed)
-        test = select(d.test, seed=seed, key="test") if d.test else SampleList(())
-        for key, others in (("validation", validation), ("test", test)):
-            both = sorted(set(train.places) & set(others.places))
-            if both:
-                raise ConfigError(
-                    f"sample {both[0][1]!r} is in train and in {key}",
-                    expected="samples of which the model has not seen the answer",
-                    remedy=f"take such samples ({len(both)} in all) out of one of the two with `exclude`",
-                    path=both[0][0],
-                )
-        facts = survey(train)
-        for key, others in (("validation", validation), ("test", test)):
-            if len(others):
-                _check_alike(facts, survey(others), key, others)
-        return _Data(train, validation, test, facts)
+    def plan(found: Survey, **options: Any) -> EpochPlan:
+        weights = found.n_elements @ [t.onsite_weight, 1.0]
+        size = {"batch_size": t.batch_size, "batch_pairs": t.batch_pairs}
+        place = {"process": processes.rank, "processes": processes.world}
+        return EpochPlan(found.n_pairs, weights, **size, **place, **options)
+
+    return plan(train, accumulate=t.accumulate, seed=t.seed), plan(validation)
 
 
-def _check_alike(train: Survey, other: Survey, key: str, samples: SampleList) -> None:
-    strange = [label for label in other.basis.labels if label not in train.basis.labels]
-    if strange:
-        raise ConfigError(
-            f"species {', '.join(strange)} in [data] {key}",
-            expected=f"species of the training set: {', '.join(train.basis.labels)}",
-            path=samples.places[0][0],
-        )
-    train.basis.merged(other.basis)
-    for what in ("spin", "spin_orbit"):
-        a, b = getattr(train.trained_on, what), getattr(other.trained_on, what)
-        if a != b:
-            raise ConfigError(f"[data] {key} has {what} = {b}", expected=f"{a}, as in train", path=samples.places[0][0])
-    a, b = train.trained_on.constraint, other.trained_on.constraint
-    if a != b and "keep" in (a, b):
-        raise ConfigError(
-            f"[data] {key} has constraint choice {b!r}",
-            expected=f"{a!r}, as in train",
-            remedy="read the runs again with the same --constraint",
-            path=samples.places[0][0],
-        )
+def _checksum(path: Path) -> str | None:
+    """SHA-256 of a file; None where it cannot be read, which is told when it is needed."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
@@ -186,87 +190,60 @@ def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
         )
 
 
-def _check_same_run(checkpoint: Path, identity: dict[str, Any]) -> None:
-    """A checkpoint may be resumed only by the run that it belongs to, up to keys that cannot change its course."""
+def _state_of_same_run(checkpoint: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """Our part of a checkpoint, which only the run that it belongs to may go on with, up to what cannot change its
+    course."""
     try:
-        stored = torch.load(checkpoint, map_location="cpu", weights_only=True)["hamnet"]["identity"]
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)[STATE]
+        stored = state["identity"]
+        before = {"start": None, "processes": 1, **stored}
+        state = {key: state[key] for key in ("epoch", "n_parts_done")}
     except Exception as error:
         raise ConfigError(
-            f"no checkpoint of hamnet, or a damaged one ({error})",
+            f"no checkpoint of this hamnet, or a damaged one ({error})",
             expected="a file written by `hamnet train`",
             remedy="begin anew with --overwrite",
             path=checkpoint,
         ) from error
-    for key in ("train", "validation"):
-        if stored[key] != identity[key]:
+    anew = "begin anew with --overwrite or in another folder"
+    for key, what in (("train", "the train samples are"), ("validation", "the validation samples are")):
+        if before[key] != identity[key]:
             raise ConfigError(
-                f"the {key} samples are not those of the run to be resumed",
-                expected="the same samples",
-                remedy="begin anew with --overwrite or in another folder",
-                path=checkpoint,
+                f"{what} not those of the run to be resumed", expected="the same samples", remedy=anew, path=checkpoint
             )
+    if before["start"] != identity["start"]:
+        raise ConfigError(
+            "[model] start is not that of the run to be resumed",
+            expected="the same model file",
+            remedy=anew,
+            path=checkpoint,
+        )
+    if before["processes"] != identity["processes"]:
+        raise ConfigError(
+            f"{identity['processes']} processes",
+            expected=f"{before['processes']}, as in the run to be resumed",
+            remedy=f"start {before['processes']} with torchrun, or {anew}",
+            path=checkpoint,
+        )
     for section, now in identity["config"].items():
-        before = stored["config"].get(section, {})
-        for key in sorted(set(now) | set(before)):
-            if now.get(key) != before.get(key) and section != "data" and key not in _MAY_CHANGE.get(section, set()):
+        then = before["config"].get(section, {})
+        for key in sorted(set(now) | set(then)):
+            if now.get(key) != then.get(key) and section != "data" and key not in _MAY_CHANGE.get(section, set()):
                 raise ConfigError(
                     f"{section}.{key} = {now.get(key)!r}",
-                    expected=f"{before.get(key)!r}, as in the run to be resumed",
-                    remedy="begin anew with --overwrite or in another folder to change it",
+                    expected=f"{then.get(key)!r}, as in the run to be resumed",
+                    remedy=f"{anew} to change it",
                     path=checkpoint,
                 )
-
-
-def _prepare_model(config: TrainConfig, data: _Data) -> tuple[HamiltonianModel, dict[str, Any]]:
-    """The untrained float64 model with its statistics, and the choices made from the data."""
-    basis, section = data.survey.basis, config.model
-    mode = choose_mode(section.mode, data.survey.trained_on)
-    magnetic, because = choose_magnetic(section.magnetic, mode, data.survey)
-    measured: dict[str, Any] = {"mode": mode}
-    cutoff = section.model_config(**measured).cutoff_ang
-    if "mean_neighbours" not in section.settings:
-        measured["mean_neighbours"] = mean_neighbours(data.train.structures(), cutoff)
-    scales = moment_scales(data.train.structures(), basis, magnetic)
-    model_config = section.model_config(**measured)
-    model = build_model(section.name, model_config, basis, scales, seed=config.training.seed)
-    with torch.no_grad():
-        fit_readout(model, (data.train.sample(index, basis) for index in range(len(data.train))))
-        if all(structure.grid_axes is None for structure in data.train.structures()):
-            # Weights that nothing has trained must not speak when a structure with a grid comes.
-            model.grid.weight.zero_()
-    _check_something_to_learn(model)
-    _begin_well(model, data.train, basis)
-    return model, {"mode": mode, "magnetic": list(magnetic), "magnetic_because": because}
-
-
-def _begin_well(model: HamiltonianModel, samples: SampleList, basis: Basis) -> None:
-    """Sizes of the branches and weights of the readout from a part of the training set that surely fits into memory."""
-    places = np.unique(np.linspace(0, len(samples) - 1, _MOST_FIRST_SAMPLES).astype(int))
-    first: list[Sample] = []
-    for index in places.tolist():
-        sample = samples.sample(index, basis)
-        if first and sum(len(s.pairs) for s in first) + len(sample.pairs) > _MOST_FIRST_PAIRS:
-            break
-        first.append(sample)
-    graph = model.graph([s.structure for s in first], [s.pairs for s in first])
-    calibrate(model, graph)
-    fit_weights(model, graph, [s.operator("hamiltonian") for s in first])
-
-
-def _check_something_to_learn(model: HamiltonianModel) -> None:
-    readouts = [*model.self_readout, *model.pair_readout.values()]
-    if max(float(readout.scale.max()) for readout in readouts) < _LEAST_SCALE_EV:  # type: ignore[operator]
-        raise ConfigError(
-            "every training Hamiltonian equals the fitted constants: nothing is left to learn",
-            expected="Hamiltonians that differ from zero or from sample to sample",
-            remedy="check that the labels are what you meant (H, not H minus itself as a baseline)",
-        )
+    return state
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
-def _trainer(config: TrainConfig, folder: Path, *, say: Callable[[str], None], progress_bar: bool) -> lightning.Trainer:
+def _trainer(
+    config: TrainConfig, folder: Path, processes: Processes, *, say: Callable[[str], None], progress_bar: bool
+) -> lightning.Trainer:
     t = config.training
     follow: Callback = RichProgressBar(refresh_rate=5) if progress_bar else Reporter(say)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -274,7 +251,10 @@ def _trainer(config: TrainConfig, folder: Path, *, say: Callable[[str], None], p
         raise ConfigError("device = 'cuda', but there is no GPU", expected="device = 'auto' or 'cpu'")
     return lightning.Trainer(
         accelerator={"auto": "gpu" if torch.cuda.is_available() else "cpu", "cpu": "cpu", "cuda": "gpu"}[t.device],
-        devices=1,
+        devices=processes.local,
+        num_nodes=processes.world // processes.local,
+        # A batch of some species leaves the readouts of all others without a gradient.
+        strategy=DDPStrategy(find_unused_parameters=True, broadcast_buffers=False) if processes.world > 1 else "auto",
         default_root_dir=folder,
         max_epochs=t.epochs or -1,
         gradient_clip_val=config.optimiser.gradient_clip or None,
@@ -285,22 +265,33 @@ def _trainer(config: TrainConfig, folder: Path, *, say: Callable[[str], None], p
         callbacks=[
             History(folder / "history.csv"),
             follow,
-            *checkpoints(folder / "checkpoints", every_n_epochs=config.output.checkpoint_every),
+            Checkpoints(
+                folder / "checkpoints",
+                every_n_epochs=config.output.checkpoint_every,
+                minutes=config.output.checkpoint_minutes,
+            ),
         ],
-        plugins=[AtomicCheckpointIO()],
+        # Nothing but torchrun makes several processes, whatever the batch system.
+        plugins=[AtomicCheckpointIO(), TorchElasticEnvironment() if processes.world > 1 else LightningEnvironment()],
+        accumulate_grad_batches=t.accumulate,
         enable_progress_bar=progress_bar,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
 
 
-def _fit(trainer: lightning.Trainer, module: TrainingModule, crystals: CrystalData, checkpoint: Path | None) -> None:
-    with warnings.catch_warnings():
+def _fit(
+    trainer: lightning.Trainer, module: TrainingModule, crystals: CrystalData, checkpoint: Path | None, *, seed: int
+) -> None:
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         # Small sets need no worker processes, and short epochs no lower logging interval.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*The number of training batches.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+        # The plan of an epoch takes care of that.
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         try:
             trainer.fit(module, crystals, ckpt_path=checkpoint, weights_only=True)
         except SystemExit as error:
@@ -315,51 +306,66 @@ def _fit(trainer: lightning.Trainer, module: TrainingModule, crystals: CrystalDa
             ) from error
 
 
+@contextmanager
+def _memory_errors(config: TrainConfig, what: Callable[[], str]) -> Iterator[None]:
+    """Say what did not fit into memory, and what helps."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        full = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+            word in str(error) for word in ("DefaultCPUAllocator", "out of memory", "Cannot allocate memory")
+        )
+        if not full:
+            raise
+        t = config.training
+        limit = f"batch_pairs = {t.batch_pairs}" if t.batch_pairs else f"batch_size = {t.batch_size}"
+        raise HamnetError(
+            f"not enough memory for {what()} ({str(error).splitlines()[0] if str(error) else type(error).__name__})",
+            expected="batches that fit into memory",
+            remedy=f"limit them to fewer pairs by training.batch_pairs (now {limit}); training.accumulate gains "
+            "back the size of a step. Where one crystal alone is too large, make the network smaller ([model] "
+            "channels, hidden, pair_channels) or leave the crystal out. Begin anew with --overwrite",
+        ) from error
+
+
+def _text_of_batch(module: TrainingModule) -> str:
+    if module.batch is None:
+        return "the first batch"
+    n = module.batch.n_pairs
+    return f"a batch of {len(n)} crystal{'s' if len(n) > 1 else ''} with {sum(n)} pairs"
+
+
 # -- after -------------------------------------------------------------------------------------------------------------
 
 
 def _finish(
     config: TrainConfig,
-    data: _Data,
+    data: TrainingData,
+    limits: TrainedOn,
     facts: dict[str, Any],
     module: TrainingModule,
     crystals: CrystalData,
     folder: Path,
+    processes: Processes,
 ) -> TrainResult:
-    """Export the weights, with the errors that they reach."""
+    """Export the weights, with the errors that they reach. All processes share the work; the first one writes."""
     module.exchange_average()
     model = module.model.to("cpu").eval()
-    validation = _errors(model, crystals.validation)
-    exported = "last"
-    best = folder / "checkpoints" / "best.ckpt"
-    if config.output.export == "best" and best.exists():
-        kept = {key: value.clone() for key, value in model.state_dict().items()}
-        state = torch.load(best, map_location="cpu", weights_only=True)
-        model.load_state_dict({k.removeprefix("model."): v for k, v in state["state_dict"].items() if "model." in k})
-        with torch.no_grad():
-            for parameter, average in zip(model.parameters(), state["hamnet"]["average"], strict=True):
-                parameter.copy_(average)
-        of_best = _errors(model, crystals.validation)
+    validation, exported = _errors(model, crystals.validation, processes), "last"
+    if config.output.export == "best" and module.best.weights:
+        kept = [p.detach().clone() for p in model.parameters()]
+        _overwrite(model, module.best.weights)
+        of_best = _errors(model, crystals.validation, processes)
         if (of_best["mae_meV"] or 0.0) <= (validation["mae_meV"] or 0.0):
             validation, exported = of_best, "best"
         else:
-            model.load_state_dict(kept)
-    errors = {"train": _errors(model, crystals.train), "validation": validation}
+            _overwrite(model, kept)
+    errors = {"train": _errors(model, crystals.train, processes), "validation": validation}
     if len(data.test):
         test = CrystalDataset(
             data.test, model.basis, model.config.mode, model.config.cutoff_ang, crystals.train.dtype, keep_bytes=0
         )
-        errors["test"] = _errors(model, test)
-    magnetic = set(facts["magnetic"])
-    limits = data.survey.trained_on
-    trained_on = TrainedOn(
-        spin=limits.spin,
-        spin_orbit=limits.spin_orbit,
-        code=limits.code,
-        constraint=limits.constraint,
-        species_pairs=limits.species_pairs,
-        moments_mub={label: sizes for label, sizes in limits.moments_mub.items() if label in magnetic},
-    )
+        errors["test"] = _errors(model, test, processes)
     values = {
         "epochs": int(module.current_epoch),
         "steps": int(module.global_step),
@@ -374,6 +380,7 @@ def _finish(
     provenance = {
         **values,
         "config": _without_folders(config.to_dict()),
+        "processes": processes.world,
         "samples": {
             key: {"names": [name for _, name in samples.places], "sha256": samples.checksum()}
             for key, samples in (("train", data.train), ("validation", data.validation), ("test", data.test))
@@ -381,10 +388,18 @@ def _finish(
         "hamnet": __version__,
         "torch": torch.__version__,
     }
-    checksum = save_model(path, model, name=config.model.name, trained_on=trained_on, provenance=provenance)
-    result = TrainResult(str(path), {"sha256": checksum, **values})
-    write_text(folder / "result.json", json.dumps(result.to_dict(), indent=2) + "\n")
-    return result
+    result = None
+    if processes.rank == 0:
+        checksum = save_model(path, model, name=config.model.name, trained_on=limits, provenance=provenance)
+        result = TrainResult(str(path), {"sha256": checksum, **values})
+        write_text(folder / "result.json", json.dumps(result.to_dict(), indent=2) + "\n")
+    return object_from_first(result)
+
+
+@torch.no_grad()
+def _overwrite(model: HamiltonianModel, weights: list[torch.Tensor]) -> None:
+    for parameter, weight in zip(model.parameters(), weights, strict=True):
+        parameter.copy_(weight)
 
 
 def _without_folders(entry: dict[str, Any]) -> dict[str, Any]:
@@ -393,14 +408,16 @@ def _without_folders(entry: dict[str, Any]) -> dict[str, Any]:
         for selection in entry["data"][key]:
             selection["path"] = Path(selection["path"]).name
     entry["output"]["dir"] = Path(entry["output"]["dir"]).name
+    if "start" in entry["model"]:
+        entry["model"]["start"] = Path(entry["model"]["start"]).name
     return entry
 
 
 @torch.no_grad()
-def _errors(model: HamiltonianModel, dataset: CrystalDataset) -> dict[str, float | None]:
+def _errors(model: HamiltonianModel, dataset: CrystalDataset, processes: Processes) -> dict[str, float | None]:
     sums = ErrorSums()
-    for index in range(len(dataset)):
-        batch = dataset[index]
+    for index in range(processes.rank, len(dataset), processes.world):
+        batch = dataset.crystal(index)
         for (_, _, _, parts), target, weight in zip(model(batch.graph), batch.targets, batch.weights, strict=True):
             sums.add(blocks_from_parts(parts - target, model.config.mode), weight)
-    return sums.means_mev()
+    return joined(sums).means_mev()

@@ -65,15 +65,26 @@ class SampleList:
         value = source.group(name).attrs.get("spin_orbit")
         return None if value is None else bool(value)
 
+    def energy_text(self, index: int) -> str:
+        """`` (E = -12.345 eV)`` where the total energy is stored."""
+        source, name = self._of(index)
+        energy = source.group(name).attrs.get("total_energy_ev")
+        return "" if energy is None else f" (E = {float(energy):.4f} eV)"
+
     def basis(self, index: int) -> Basis:
         """The species that occur in the sample."""
         source, name = self._of(index)
         return source.basis_of(name)
 
+    def has(self, index: int, kind: str) -> bool:
+        """Whether an operator is stored."""
+        source, name = self._of(index)
+        return kind in source.group(name).attrs
+
     def n_spin(self, index: int) -> int:
         """Pauli components of the Hamiltonian. Raises :class:`ConfigError` where there is none."""
         source, name = self._of(index)
-        if "hamiltonian" not in source.group(name).attrs:
+        if not self.has(index, "hamiltonian"):
             raise ConfigError(
                 f"sample {name!r} has no Hamiltonian",
                 expected="samples with H to learn from",
@@ -89,14 +100,28 @@ class SampleList:
         return renumbered(source.pairs(name), source.basis, basis)
 
     def operator(self, index: int, kind: str, basis: Basis) -> BlockOperator:
-        """H (or another operator of the set), species numbered as in `basis`; no other operator is read."""
+        """H (or another operator of the set), species numbered as in `basis`; no other operator is read.
+
+        Raises :class:`ConfigError` that names sample and pair where a number is not finite.
+        """
         source, name = self._of(index)
         pairs = self.pairs(index, basis)
         labels = basis.labels
-        blocks = [
-            torch.from_numpy(source.blocks(name, kind, labels[g.row_species], labels[g.col_species]))
-            for g in pairs.groups
-        ]
+        blocks: list[torch.Tensor] = []
+        for g in pairs.groups:
+            block = torch.from_numpy(source.blocks(name, kind, labels[g.row_species], labels[g.col_species]))
+            finite = torch.isfinite(block).flatten(1).all(dim=1)
+            if not bool(finite.all()):
+                pair = g.pairs.start + int((~finite).nonzero()[0])
+                raise ConfigError(
+                    f"{kind} of sample {name!r} is not finite in {int((~finite).sum())} pairs {labels[g.row_species]}–"
+                    f"{labels[g.col_species]}, first in (i, j, R) = ({pairs.row[pair]}, {pairs.col[pair]}, "
+                    f"{pairs.shift[pair].tolist()})",
+                    expected="finite numbers",
+                    remedy="leave the sample out with `exclude`, or read its run again",
+                    path=source.path,
+                )
+            blocks.append(block)
         return BlockOperator(basis, pairs, tuple(blocks))
 
     def fermi_energy_ev(self, index: int) -> float:
@@ -112,9 +137,10 @@ class SampleList:
         return float(fermi)
 
     def sample(self, index: int, basis: Basis) -> Sample:
-        """Structure, S and H, species numbered as in `basis`."""
+        """Structure, H and, if stored, S, species numbered as in `basis`."""
         source, name = self._of(index)
-        overlap, hamiltonian = (self.operator(index, kind, basis) for kind in ("overlap", "hamiltonian"))
+        hamiltonian = self.operator(index, "hamiltonian", basis)
+        overlap = self.operator(index, "overlap", basis) if self.has(index, "overlap") else None
         return Sample(
             name,
             source.structure(name),

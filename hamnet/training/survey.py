@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hamnet.basis import Basis
+from hamnet.blocks import Pairs
 from hamnet.errors import ConfigError
 from hamnet.models.guards import choice_of
 from hamnet.models.io import TrainedOn
 from hamnet.models.irreps import Mode
+from hamnet.structure import Structure
 
 from .samples import SampleList
 
@@ -29,7 +32,8 @@ class Survey:
     basis : species that occur. trained_on : kinds, distances and moments (of all species) found.
     mean_moments_mub : per species label, mean |m|; empty without moments. prescribed : whether all moments were
         prescribed by the user of the DFT code rather than taken from its density.
-    n_atoms, n_pairs : of all samples together.
+    n_atoms : of all samples together. n_pairs : (n_samples,) stored pairs. n_elements : (n_samples, 2) matrix elements
+        of self pairs and of all others.
     """
 
     basis: Basis
@@ -37,7 +41,8 @@ class Survey:
     mean_moments_mub: dict[str, float]
     prescribed: bool
     n_atoms: int
-    n_pairs: int
+    n_pairs: NDArray[np.int64]
+    n_elements: NDArray[np.int64]
 
 
 def survey(samples: SampleList) -> Survey:
@@ -51,7 +56,7 @@ def survey(samples: SampleList) -> Survey:
     constraints: dict[str | None, str] = {}
     moments: dict[str, list[np.ndarray]] = {}
     distances: dict[str, tuple[float, float]] = {}
-    prescribed, n_atoms, n_pairs = [], 0, 0
+    prescribed, n_atoms, n_pairs, n_elements = [], 0, [], []
     for index in range(len(samples)):
         name, provenance = samples.name(index), samples.provenance(index)
         own, structure = samples.basis(index), samples.structure(index)
@@ -69,7 +74,9 @@ def survey(samples: SampleList) -> Survey:
                 moments.setdefault(own[s].label, []).append(sizes[species == s])
         pairs = samples.pairs(index, own)
         _widen(distances, pairs, structure, own)
-        n_atoms, n_pairs = n_atoms + len(structure), n_pairs + len(pairs)
+        n_atoms += len(structure)
+        n_pairs.append(len(pairs))
+        n_elements.append(_elements(pairs, own))
     for what, found in facts.items():
         _all_equal(what, found, samples)
     if "keep" in constraints and len(constraints) > 1:
@@ -90,7 +97,19 @@ def survey(samples: SampleList) -> Survey:
         moments_mub={label: (float(m.min()), float(m.max())) for label, m in joined.items()},
     )
     means = {label: float(m.mean()) for label, m in joined.items()}
-    return Survey(basis, trained_on, means, all(prescribed), n_atoms, n_pairs)
+    return Survey(basis, trained_on, means, all(prescribed), n_atoms, np.array(n_pairs), np.array(n_elements))
+
+
+def _elements(pairs: Pairs, basis: Basis) -> tuple[int, int]:
+    """Matrix elements of the self pairs, and of all others."""
+    onsite = offsite = 0
+    is_self = pairs.is_self
+    for group in pairs.groups:
+        area = basis[group.row_species].n_orbitals * basis[group.col_species].n_orbitals
+        n_self = int(is_self[group.pairs].sum())
+        onsite += n_self * area
+        offsite += (group.pairs.stop - group.pairs.start - n_self) * area
+    return onsite, offsite
 
 
 def _said(choice: str | None) -> str:
@@ -112,7 +131,7 @@ def _text(value: object) -> str:
     return {True: "on", False: "off", None: "not known"}.get(value, str(value))  # type: ignore[call-overload]
 
 
-def _widen(distances: dict[str, tuple[float, float]], pairs, structure, basis: Basis) -> None:
+def _widen(distances: dict[str, tuple[float, float]], pairs: Pairs, structure: Structure, basis: Basis) -> None:
     lengths = np.linalg.norm(pairs.vectors(structure.cell, structure.positions), axis=1)
     is_self = pairs.is_self
     for group in pairs.groups:

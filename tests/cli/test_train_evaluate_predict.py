@@ -114,6 +114,49 @@ def test_the_limit_of_the_error_decides_the_exit_code(hamnet):
     assert "no magnetism at all" in out
 
 
+def test_trivial_models_are_fitted_to_the_training_samples_of_the_set_and_stand_beside_the_model(hamnet):
+    """The set also holds the validation run, a doubled cell: it is no training sample, and beyond the linear fit."""
+    code, out, err = hamnet("evaluate", MODEL, "fept.h5", "--train", "fept.h5", "--json")
+    result = json.loads(out)
+    assert (code, "--train" in err) == (0, False)
+    samples = {sample.pop("name"): sample for sample in result["samples"]}
+    large = samples.pop("fept_soc_2x1x1_c01")
+    assert large["baselines"]["mean_block"]["mae_meV"] > 0
+    assert large["baselines"]["mean_block"]["bands_mean_meV"] > 0
+    assert large["baselines_missing_because"] == {"linear_in_moments": "not a cell of the training set"}
+    # The other two are the training set, turned against each other: each has its cell for itself.
+    for sample in samples.values():
+        assert sample["baselines"]["mean_block"]["mae_meV"] < 1e-6
+        assert sample["baselines"]["linear_in_moments"]["bands_max_meV"] < 1e-3
+    assert result["baselines"]["linear_in_moments"] is None
+    assert 0 < result["baselines"]["mean_block"]["mae_meV"] < large["baselines"]["mean_block"]["mae_meV"]
+    code, out, _ = hamnet("evaluate", MODEL, "fept.h5", "--train", "fept.h5", "--no-bands")
+    assert code == 0
+    assert "mean of each block" in out
+    assert "linear in moments: cannot (" in out
+
+
+def test_a_set_without_samples_of_the_training_set_is_refused_and_a_part_of_it_is_warned_of(hamnet, tracked):
+    small = tracked("siesta/small")
+    assert hamnet("preprocess", small / "fept_soc_2x1x1_c01", "-o", "other.h5", "--jobs=1")[0] == 0
+    code, _, err = hamnet("evaluate", MODEL, "fept.h5", "--train", "other.h5")
+    assert code == 2
+    assert "no sample that the model was trained on; expected names like fept_soc_sym_base" in err
+    runs = (small / "fept_soc_sym_base", small / "fept_soc_2x1x1_c01")
+    assert hamnet("preprocess", *runs, "-o", "part.h5", "--jobs=1")[0] == 0
+    code, _, err = hamnet("evaluate", MODEL, "fept.h5", "--train", "part.h5", "--no-bands")
+    assert code == 0
+    assert "hold 1 of the 2 samples" in err
+
+
+def test_the_figure_of_the_errors_is_written_and_a_wrong_name_is_refused_before_any_work(hamnet, folder):
+    assert hamnet("evaluate", MODEL, "fept.h5", "--no-bands", "--plot", "errors.png")[0] == 0
+    assert (folder / "errors.png").stat().st_size > 0
+    code, _, err = hamnet("evaluate", MODEL, "nowhere.h5", "--plot", "errors.txt")
+    assert code == 2
+    assert "ends with one of .png" in err
+
+
 def test_a_prediction_with_an_overlap_has_bands(hamnet, tracked, folder):
     run = tracked("siesta/small") / "fept_soc_2x1x1_c01"
     code, out, _ = hamnet("predict", MODEL, run, "-o", "predicted.h5", "--json")
@@ -236,5 +279,5 @@ def test_the_page_on_json_names_the_keys_of_a_verb_and_no_others(hamnet, tracked
     assert documented == set(result)
     if verb == "evaluate":
         assert set(result["samples"][0]) == (set(result) | {"name", "mu_shift_meV"}) - {
-            "model", "model_sha256", "n_samples", "warnings", "samples"
+            "model", "model_sha256", "error_map", "n_samples", "warnings", "samples"
         }  # fmt: skip

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from hamnet.errors import SolverError
+from hamnet.occupations import occupations
 from postprocess.bands import Bands, solve_bands
-from postprocess.fermi import fermi_level, occupations
+from postprocess.fermi import fermi_level
 from postprocess.kmesh import k_mesh
 from tight_binding import chain, honeycomb, operator, square
 

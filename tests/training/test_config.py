@@ -133,7 +133,7 @@ def test_the_example_lists_every_key_with_its_default():
     for section in ("data", "model", "optimiser", "training", "output"):
         value = getattr(config, section)
         required = {"train", "validation"} if section == "data" else {"epochs"} if section == "training" else set()
-        listed = {f.name for f in fields(value)} - {"settings", "magnetic", "validation_fraction"}
+        listed = {f.name for f in fields(value)} - {"settings", "magnetic", "start", "validation_fraction"}
         assert set(table[section]) == listed, section
         defaults = type(value)(**{name: getattr(value, name) for name in required})
         for name in listed - required - {"dir"}:

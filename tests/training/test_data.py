@@ -14,7 +14,6 @@ from hamnet.models.readout import blocks_from_parts
 from hamnet.store import SampleSet, write_samples
 from hamnet.training.batches import join_batches, map_tensors, prepare
 from hamnet.training.config import Selection
-from hamnet.training.datamodule import EpochOrder
 from hamnet.training.run import train
 from hamnet.training.samples import SampleList, select, split
 from hamnet.training.survey import choose_magnetic, choose_mode, survey
@@ -232,18 +231,6 @@ def test_a_sample_of_a_larger_set_is_read_on_the_basis_of_the_model(mixed_set):
     fept = survey(select([Selection(str(mixed_set), ("fept*",))], seed=0, key="train")).basis
     with pytest.raises(HamnetError, match=r"species 'Si.pbe'; expected one of Fe_fept_SOC, Pt_fept_SOC"):
         samples.operator(0, "hamiltonian", fept)
-
-
-def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone():
-    orders = {}
-    for seed in (0, 1):
-        for epoch in (0, 1):
-            order = EpochOrder(20, seed)
-            order.set_epoch(epoch)
-            orders[seed, epoch] = list(order)
-            assert list(order) == orders[seed, epoch]
-            assert sorted(orders[seed, epoch]) == list(range(20))
-    assert len({tuple(order) for order in orders.values()}) == 4
 
 
 def test_checksums_tell_other_samples_apart(fept_set):

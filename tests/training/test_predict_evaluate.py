@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from hamnet.basis import Basis
+from hamnet.bloch import bloch_dense
 from hamnet.eigen import eigenvalues
 from hamnet.errors import BasisError, ModelError, StructureError
 from hamnet.models.io import LoadedModel, load_model
 from hamnet.neighbours import basis_pairs
-from hamnet.predict import count_electrons, estimate, predict, prediction_pairs
+from hamnet.predict import count_electrons, predict, prediction_pairs
 from hamnet.sample import Sample
 from hamnet.store import SampleSet, write_samples
 from hamnet.supercell import tile_operator, tile_structure
@@ -82,13 +83,6 @@ def test_a_structure_with_chemical_symbols_meets_the_species_of_the_model(loaded
     sample = predict(loaded, structure).sample
     assert sample.structure.labels == ("Fe_fept_SOC", "Pt_fept_SOC")
     assert count_electrons(loaded, structure) == 18
-
-
-def test_the_estimate_counts_atoms_pairs_and_elements(loaded, samples):
-    size = estimate(loaded, samples[0].pairs)
-    assert (size.n_atoms, size.n_pairs) == (2, len(samples[0].pairs))
-    assert size.n_elements == 8 * sum(b[0, 0].numel() * len(b) for b in samples[0].hamiltonian.blocks)
-    assert 0 < size.memory_gb < 1
 
 
 # -- what a model refuses ----------------------------------------------------------------------------------------------
@@ -272,6 +266,27 @@ def test_band_errors_compare_states_by_index_in_the_window_of_the_dft_energies(s
     assert found["bands_n_states"] == inside.sum() > 10
     assert found["bands_mean_meV"] == pytest.approx(1e3 * difference.mean())
     assert found["bands_max_meV"] == pytest.approx(1e3 * difference.max())
+
+
+def test_the_smallest_eigenvalue_of_the_overlap_is_that_at_the_k_of_the_bands(samples):
+    sample, k_frac = samples[0], np.array([[0.0, 0.0, 0.0], [0.1, 0.2, 0.3]])
+    found = compare(sample.hamiltonian, sample, k_frac=k_frac).to_dict()["overlap_min_eigenvalue"]
+    smallest = np.linalg.eigvalsh(bloch_dense(sample.overlap, k_frac).numpy()).min()
+    assert found == pytest.approx(float(smallest), rel=1e-6)
+    assert compare(sample.hamiltonian, sample, bands=False).to_dict()["overlap_min_eigenvalue"] is None
+
+
+def test_on_site_errors_are_those_of_the_self_pairs(samples):
+    sample = samples[2]
+    is_self = sample.pairs.is_self
+    changed = sample.hamiltonian.map(torch.clone)
+    for group, block in zip(changed.pairs.groups, changed.blocks, strict=True):
+        block[torch.as_tensor(is_self[group.pairs])] += 0.003  # to σ_0 and to Re of σ_xyz
+    found = compare(changed, sample, bands=False).to_dict()
+    for kind in ("mae", "rmse"):
+        values = [found["onsite"][f"{kind}{part}_meV"] for part in ("", "_spin_free", "_exchange", "_soc")]
+        assert values == pytest.approx([3.0, 3.0, 3.0, 0.0])
+    assert {e["to_ang"] for e in found["mae_by_distance"] if e["mae_meV"] > 0} == {0}
 
 
 def test_baselines_are_the_sizes_of_what_they_leave_out(samples):

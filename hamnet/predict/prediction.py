@@ -1,4 +1,4 @@
-"""Predicted Hamiltonians: of a structure, on the pairs of a given overlap or of the model's basis."""
+"""What is predicted: a checked structure on its pairs, with the overlap of a given run. The prediction in memory."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from hamnet.models.io import LoadedModel
 from hamnet.neighbours import basis_pairs, check_distances
 from hamnet.sample import Sample
 from hamnet.structure import Structure
-from hamnet.supercell import supercell_matrix, tile_operator, tile_structure
+from hamnet.supercell import RepeatedOperator, repeat_operator, supercell_matrix, tile_structure
 from hamnet.symmetry import match_atoms
 
 __all__ = [
-    "Estimate",
+    "Plan",
     "Prediction",
     "count_electrons",
-    "estimate",
+    "make_plan",
     "predict",
     "predict_operator",
     "prediction_pairs",
@@ -31,17 +31,25 @@ __all__ = [
 ]
 
 _POSITION_TOLERANCE_ANG = 1e-3
-_FIXED_BYTES = 2**27
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """Size of a prediction before it is made. memory_gb is an upper guess of what the network and the result need."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """What is to be predicted, checked against what the model was trained on. See :func:`make_plan`.
 
-    n_atoms: int
-    n_pairs: int
-    n_elements: int
-    memory_gb: float
+    Attributes
+    ----------
+    structure : with the labels of the model's basis. pairs : species numbered as in it.
+    overlap : in the model's basis, or None. n_electrons : None where nothing tells.
+    warnings : what the model has to extrapolate. provenance : of the sample to come; JSON values.
+    """
+
+    structure: Structure
+    pairs: Pairs
+    overlap: RepeatedOperator | None
+    n_electrons: float | None
+    warnings: tuple[str, ...]
+    provenance: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,23 +58,6 @@ class Prediction:
 
     sample: Sample
     warnings: tuple[str, ...]
-
-
-def estimate(loaded: LoadedModel, pairs: Pairs) -> Estimate:
-    """What the prediction of H on `pairs` will take."""
-    model = loaded.model
-    n_orbitals = model.basis.n_orbitals
-    parts = {"none": 1, "collinear": 2, "spin-group": 4, "soc": 8}[model.config.mode]
-    areas = n_orbitals[pairs.species[pairs.row]] * n_orbitals[pairs.species[pairs.col]]
-    n_elements = int(areas.sum()) * parts
-    # Per readout pair: features in and out of the edge network, a few of each, and two rotation matrices.
-    components = (model.l_readout + 1) ** 2
-    width = max(model.config.hidden, model.config.pair_channels)
-    kinds = 2 * {"none": 1, "collinear": 2, "soc": 2, "spin-group": 8}[model.config.mode]
-    size = torch.finfo(next(model.parameters()).dtype).bits // 8
-    per_pair = (6 * components * kinds * width + 2 * components**2) * size
-    memory = 1.5 * (len(pairs) * per_pair / 2 + 4 * n_elements * size) + _FIXED_BYTES
-    return Estimate(pairs.n_atoms, len(pairs), n_elements, memory / 2**30)
 
 
 @torch.no_grad()
@@ -83,7 +74,26 @@ def predict_operator(loaded: LoadedModel, structure: Structure, pairs: Pairs) ->
 def predict(
     loaded: LoadedModel, structure: Structure, *, source: Sample | None = None, name: str = "predicted"
 ) -> Prediction:
-    """Predict the Hamiltonian of `structure`, its moments included.
+    """Predict the Hamiltonian of `structure`, its moments included, all at once and in memory.
+
+    For thousands of atoms use :func:`hamnet.predict.predict_to_file`. Parameters and errors: :func:`make_plan`.
+    """
+    plan = make_plan(loaded, structure, source)
+    sample = Sample(
+        name=name,
+        structure=plan.structure,
+        basis=loaded.model.basis,
+        overlap=None if plan.overlap is None else plan.overlap.whole(),
+        hamiltonian=predict_operator(loaded, structure, plan.pairs),
+        n_electrons=plan.n_electrons,
+        spin_orbit=loaded.trained_on.spin_orbit,
+        provenance=plan.provenance,
+    )
+    return Prediction(sample, plan.warnings)
+
+
+def make_plan(loaded: LoadedModel, structure: Structure, source: Sample | None = None) -> Plan:
+    """Check the structure and find its pairs and its overlap.
 
     Parameters
     ----------
@@ -97,26 +107,26 @@ def predict(
     ModelError : species, moments, pairs or a basis that the model was not trained on; a source of another crystal.
     """
     warnings = check_structure(loaded, structure)
-    source = None if source is None else source_on(structure, source)
     if source is not None and structure.grid_axes is None:
         # H on the grid of the run that gives the overlap, as that run would compute it.
         structure = replace(structure, grid_axes=source.structure.grid_axes)
-    pairs, overlap = prediction_pairs(loaded, structure, source), None
+    basis = loaded.model.basis
+    repeated = None if source is None else _operator_on(structure, source)
+    pairs, overlap = _pairs(loaded, structure, source, repeated), None
     warnings += check_pairs(loaded, structure, pairs)
-    if source is not None and source.overlap is not None:
-        overlap = replace(source.overlap, basis=loaded.model.basis, pairs=pairs)
-    electrons = None if source is None else source.n_electrons
-    sample = Sample(
-        name=name,
-        structure=replace(structure, labels=tuple(loaded.model.basis[int(s)].label for s in pairs.species)),
-        basis=loaded.model.basis,
+    electrons = None
+    if source is not None and repeated is not None:
+        electrons = _electrons_of(source, structure)
+        if source.overlap is not None:
+            overlap = replace(repeated, pairs=pairs, origin=repeated.origin.with_basis(basis))
+    return Plan(
+        structure=replace(structure, labels=tuple(basis[int(s)].label for s in pairs.species)),
+        pairs=pairs,
         overlap=overlap,
-        hamiltonian=predict_operator(loaded, structure, pairs),
         n_electrons=count_electrons(loaded, structure) if electrons is None else electrons,
-        spin_orbit=loaded.trained_on.spin_orbit,
+        warnings=tuple(warnings),
         provenance=_provenance(loaded, source, warnings),
     )
-    return Prediction(sample, tuple(warnings))
 
 
 def prediction_pairs(loaded: LoadedModel, structure: Structure, source: Sample | None) -> Pairs:
@@ -124,12 +134,17 @@ def prediction_pairs(loaded: LoadedModel, structure: Structure, source: Sample |
 
     Species are numbered as in the model's basis. Raises as :func:`predict`.
     """
+    return _pairs(loaded, structure, source, None if source is None else _operator_on(structure, source))
+
+
+def _pairs(
+    loaded: LoadedModel, structure: Structure, source: Sample | None, repeated: RepeatedOperator | None
+) -> Pairs:
     check_distances(structure)
-    if source is None:
+    if source is None or repeated is None:
         return basis_pairs(structure, loaded.model.basis)
-    source = source_on(structure, source)
     check_basis(loaded, source)
-    return renumbered(source.pairs, source.basis, loaded.model.basis)
+    return renumbered(repeated.pairs, source.basis, loaded.model.basis)
 
 
 def source_on(structure: Structure, source: Sample) -> Sample:
@@ -142,6 +157,24 @@ def source_on(structure: Structure, source: Sample) -> Sample:
     """
     if _is_same_crystal(structure, source.structure):
         return source
+    moved = _operator_on(structure, source).whole()
+    return Sample(
+        name=source.name,
+        structure=replace(structure, labels=tuple(source.basis[int(s)].label for s in moved.pairs.species)),
+        basis=source.basis,
+        overlap=None if source.overlap is None else moved,
+        hamiltonian=moved if source.overlap is None else None,
+        n_electrons=_electrons_of(source, structure),
+        provenance=source.provenance,
+    )
+
+
+def _operator_on(structure: Structure, source: Sample) -> RepeatedOperator:
+    """The overlap of the source – or its H, which tells the pairs as well – on `structure`, as in :func:`source_on`."""
+    # A source without an overlap still tells which pairs there are.
+    stored = source.operator("hamiltonian" if source.overlap is None else "overlap")
+    if _is_same_crystal(structure, source.structure):
+        return RepeatedOperator(stored.pairs, stored, np.arange(len(stored.pairs)))
     try:
         matrix = supercell_matrix(structure.cell, source.structure.cell, tolerance_ang=_POSITION_TOLERANCE_ANG)
         tiled = tile_structure(source.structure, matrix)
@@ -152,26 +185,19 @@ def source_on(structure: Structure, source: Sample) -> Sample:
             expected=f"the overlap of this structure, or of a cell that it is made of, to {_POSITION_TOLERANCE_ANG} Å",
             remedy="compute the overlap for this structure, without self-consistency, and give that run",
         ) from error
-    # A source without an overlap still tells which pairs there are.
-    stored = source.operator("hamiltonian" if source.overlap is None else "overlap")
-    moved = tile_operator(stored, matrix).permuted(order, shifts)
-    copies = len(structure) // len(source.structure)
-    return Sample(
-        name=source.name,
-        structure=tiled.permuted(order, shifts),
-        basis=source.basis,
-        overlap=None if source.overlap is None else moved,
-        hamiltonian=moved if source.overlap is None else None,
-        n_electrons=None if source.n_electrons is None else copies * source.n_electrons,
-        provenance=source.provenance,
-    )
+    return repeat_operator(stored, matrix).permuted(order, shifts)
 
 
 def count_electrons(loaded: LoadedModel, structure: Structure) -> float | None:
     """Valence electrons of the neutral crystal, or None where the basis does not tell them."""
     species = loaded.model.basis.species_of(structure)
-    valence = [loaded.model.basis[int(s)].valence for s in species]
-    return None if None in valence else float(sum(v for v in valence if v is not None))
+    valence = np.array([np.nan if s.valence is None else s.valence for s in loaded.model.basis.species])[species]
+    return None if np.isnan(valence).any() else float(valence.sum())
+
+
+def _electrons_of(source: Sample, structure: Structure) -> float | None:
+    copies = len(structure) // len(source.structure)
+    return None if source.n_electrons is None else copies * source.n_electrons
 
 
 def _is_same_crystal(structure: Structure, other: Structure) -> bool:
