@@ -42,7 +42,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     text = "plane of the texture, of its layers and of the picture (%(default)s)"
     add("--plane", choices=["ab", "bc", "ca"], default="ab", help=text)
     sizes = parser.add_argument_group(
-        "sizes of the moments", "One of the two says which species are magnetic; --size goes before --model."
+        "sizes of the moments", "They also say which species are magnetic; --size overrides --model."
     )
     text = "take magnetic species and their sizes from this model: the root mean square over its training set"
     sizes.add_argument("--model", type=Path, metavar="MODEL", help=text)

@@ -25,13 +25,15 @@ __all__ = ["KINDS", "Kind", "Scene", "Texture", "add_kind_parser"]
 _AXES = {"a": 0, "b": 1, "c": 2}
 _BOUNDARY_ANG = 3.0
 _JUMP_DEG = 1.0
+_BACKGROUND = 0.9
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """Where a texture is put: the cell of the file, its supercell, and the magnetic atoms (places in the supercell).
+    """Where a texture is put.
 
-    cells : (n_magnetic, 3) cell of the file in which each stands; site : (n_magnetic,) its place in that cell.
+    small : cell of the file. matrix, crystal : its supercell. magnetic : (n_magnetic,) places of the magnetic atoms in
+    it. plane : of the supercell.
     """
 
     small: Structure
@@ -185,7 +187,10 @@ def _walls(args: argparse.Namespace, scene: Scene) -> Texture:
         "axis": list(args.axis),
         "distance_of_walls_ang": period / args.count,
     }
-    return Texture(vectors, parameters, 0)
+    along, warnings = float(np.abs(vectors @ np.array(args.axis) / np.linalg.norm(args.axis)).max()), []
+    if along < _BACKGROUND:
+        warnings.append(f"the walls overlap: in the domains m·axis is {along:.2f} of 1 at most")
+    return Texture(vectors, parameters, 0, warnings)
 
 
 def _add_block(parser: argparse.ArgumentParser) -> None:
@@ -245,8 +250,14 @@ def _skyrmions(args: argparse.Namespace, scene: Scene) -> Texture:
         "centres_frac": centres.tolist(),
         "axis": axis.tolist(),
     }
+    background, warnings = float((-args.polarity * vectors[:, 2]).max()), []
+    if background < _BACKGROUND:
+        warnings.append(
+            f"the skyrmions overlap: between them the moments come no nearer to the background than m·axis = "
+            f"{background:.2f} of 1, and m·axis = 0 is not at the radius asked for"
+        )
     turned = vectors @ frame @ _turn(normal, axis).T
-    return Texture(turned, parameters, count * args.vorticity * args.polarity)
+    return Texture(turned, parameters, count * args.vorticity * args.polarity, warnings)
 
 
 def _turn(start: NDArray, end: NDArray) -> NDArray[np.float64]:
@@ -463,10 +474,6 @@ def source_moments(args: argparse.Namespace, crystal: Structure) -> NDArray[np.f
     matched = tiled.permuted(order, shifts).moments
     assert matched is not None
     return np.array(matched)
-
-
-def _nothing(parser: argparse.ArgumentParser) -> None:
-    del parser
 
 
 KINDS: dict[str, Kind] = {
