@@ -172,7 +172,8 @@ class HamiltonianModel(nn.Module):
         lifted = lifted + nn.functional.pad(straight, (0, 0, 0, 0, 0, 0, 0, lifted.shape[1] - size))
         # Linear in the anisotropy of the grid, and after all else: what the grid does must not mix with physics.
         grid = self.grid(graph.species[: len(x)], graph.crystal[: len(x)], graph.grids)
-        return lifted + self.grid_out(self.grid_product(self.grid_left(x), grid))
+        both = torch.cat([self.grid_left(x), grid], dim=-1)
+        return lifted + self.grid_out(self.grid_product(both))
 
     def forward(self, graph: Graph) -> list[tuple[int, int, Tensor, Tensor]]:
         """(row species, column species, pair index (n,), parts (n, n_parts, n_row, n_col) in eV).

@@ -108,15 +108,16 @@ class ModelSection:
 class OptimiserConfig:
     """``[optimiser]``.
 
-    lr : largest learning rate. betas, weight_decay : of Adam(W).
+    name : ``soap`` is Adam in the eigenbasis of the gradients' covariances: a third of the steps. lr : largest learning
+        rate. betas, weight_decay : of each of them.
     schedule : ``cosine`` falls to final_fraction · lr at the end of the run, ``plateau`` multiplies by plateau_factor
         after plateau_patience validations without progress, ``constant`` does nothing.
     warmup_steps : steps over which the rate rises from 0. gradient_clip : largest norm of the gradient (0: no limit).
     ema_decay : decay of the running average of the weights, which is what is validated and exported (0: none).
     """
 
-    name: Literal["adam", "adamw"] = "adam"
-    lr: float = 5e-3
+    name: Literal["soap", "adam", "adamw"] = "soap"
+    lr: float = 1e-2
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
@@ -125,7 +126,7 @@ class OptimiserConfig:
     plateau_patience: int = 20
     plateau_factor: float = 0.5
     gradient_clip: float = 0.5
-    ema_decay: float = 0.99
+    ema_decay: float = 0.995
 
     def __post_init__(self) -> None:
         _check(self.lr > 0, "lr", self.lr, "a positive rate")

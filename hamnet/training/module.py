@@ -23,6 +23,7 @@ from .losses import LOSSES, part_weights, weighted_mean, without_shift
 from .metrics import PARTS, ErrorSums
 from .processes import from_first, gathered, send_from_first, summed
 from .schedule import Plateau, learning_rate, progress
+from .soap import SOAP
 from .window import projected, window_penalty
 
 __all__ = ["Best", "TrainingModule", "joined"]
@@ -200,6 +201,8 @@ class TrainingModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         o = self.config.optimiser
+        if o.name == "soap":
+            return SOAP(self.model.parameters(), lr=o.lr, betas=o.betas, weight_decay=o.weight_decay)
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[o.name]
         return kind(self.model.parameters(), lr=o.lr, betas=o.betas, weight_decay=o.weight_decay, fused=True)
 
