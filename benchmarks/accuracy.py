@@ -343,20 +343,26 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, output: Path) -> int:
+    failed: list[str] = []
     if not args.table:
         data = ROOT / "examples" / "nibr2" if args.quick else args.data
         quick = QUICK_SETTINGS if args.quick else ()
         overrides = (*quick, *args.overrides)
         setting = Setting(data.resolve(), output, args.config, args.minutes, overrides, args.overwrite)
         for job in jobs_of(args):
-            run_job(job, setting)
+            try:
+                run_job(job, setting)
+            except HamnetError as error:  # the other results do not depend on it
+                failed.append(f"{job.name}: {error}")
     results = stored_results(output)
     print(tables(results))
     if args.plot:
         curve_figure(results, args.plot)
     if args.json:
-        write_text(args.json, json.dumps({"results": results}, indent=1) + "\n")
-    return 0
+        write_text(args.json, json.dumps({"results": results, "failed": failed}, indent=1) + "\n")
+    for text in failed:
+        _say(f"accuracy: {text}")
+    return 2 if failed else 0
 
 
 if __name__ == "__main__":

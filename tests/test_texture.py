@@ -116,8 +116,8 @@ def test_every_cell_that_an_incommensurate_spiral_is_referred_to_holds_it(words,
         assert np.linalg.det(np.array(fit.matrix)) > 0
         off = np.array([float(a - b) for a, b in zip(fit.q_frac, q, strict=True)]) @ crystal.reciprocal_cell
         assert fit.distance_per_ang == pytest.approx(np.linalg.norm(off), abs=1e-12)
-    if fits[0].distance_per_ang == 0:
-        vectors = np.array(fits[0].matrix) @ crystal.cell
+    for exact in (fit for fit in fits if fit.distance_per_ang == 0):
+        vectors = np.array(exact.matrix) @ crystal.cell
         moments = spiral(crystal.fractional_positions, [float(f) for f in q], (0, 0, 1))
         for vector in vectors:
             moved = (crystal.positions + vector) @ np.linalg.inv(crystal.cell)

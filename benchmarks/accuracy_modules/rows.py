@@ -114,7 +114,7 @@ class Variant:
 _WIDTHS = ("channels", "hidden", "pair_channels", "product_channels")
 ABLATIONS: Mapping[str, Variant] = {
     "full": Variant(),
-    "no moments": Variant(("model.magnetic=[]",)),
+    "no moments": Variant(("model.magnetic=[]", "data.contradictions=allow")),
     "no moment size": Variant(equal_moments=True),
     "one layer": Variant(("model.n_layers=1",)),
     "three layers": Variant(("model.n_layers=3",)),

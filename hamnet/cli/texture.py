@@ -97,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
     # Of a staggered texture the charge is that of the staggered moments: of the Néel vector.
     layers = layer_charges(crystal.positions[magnetic], vectors, plane)
     warnings = _warnings(texture, layers, small)
+    if not 1 <= args.layer <= len(layers):
+        raise ConfigError(f"--layer {args.layer}", expected=f"1 … {len(layers)}")
     write_extxyz(args.output, result, comment=_comment(args.kind, texture.parameters))
     if args.moments is not None:
         _write_moments(args.moments, moments)
@@ -302,8 +304,6 @@ def _draw(
     from postprocess.plotting import save_figure
     from postprocess.spin_texture import texture_figure
 
-    if not 1 <= number <= len(layers):
-        raise ConfigError(f"--layer {number}", expected=f"1 … {len(layers)}")
     layer, atoms = layers[number - 1], magnetic[layers[number - 1].atoms]
     assert crystal.moments is not None
     title = "" if layer.charge is None else f"$Q$ = {_charge(layer.charge)}"

@@ -72,7 +72,7 @@ def check_commensurate(q_frac: Sequence[Fraction], matrix: ArrayLike, structure:
 
 
 def nearest_commensurate(q_frac: Sequence[Fraction], matrix: ArrayLike, cell: ArrayLike) -> list[Commensurate]:
-    """Fits near a spiral and a supercell, closest to q first.
+    """Fits near a spiral and a supercell, smallest cell first.
 
     They are: the nearest q of this supercell (q = 0 only if there is no other); where q has denominators up to 1000,
     the diagonal supercell for it whose size is nearest, and the smallest supercell at all; for a diagonal supercell,
@@ -83,14 +83,12 @@ def nearest_commensurate(q_frac: Sequence[Fraction], matrix: ArrayLike, cell: Ar
     found: dict[tuple, Commensurate] = {}
 
     def add(rows: NDArray[np.int64], whole: Sequence[Fraction]) -> None:
-        # Cells whose reciprocal vectors differ from q in whole numbers have the same spiral.
         distance = float(np.linalg.norm((np.array([float(f) for f in whole]) - q) @ reciprocal))
         key = tuple(tuple(int(n) for n in row) for row in rows.tolist())
         found.setdefault((key, tuple(whole)), Commensurate(key, tuple(whole), distance if distance > 1e-12 else 0.0))
 
     for rows in (matrix, *_longer(matrix, q)):
-        choices = _nearest_q(rows, q, reciprocal)
-        add(rows, choices)
+        add(rows, _nearest_q(rows, q, reciprocal))
     if all(f.denominator <= _LARGEST_DENOMINATOR for f in q_frac):
         sizes = [f.denominator for f in q_frac]
         if np.array_equal(matrix, np.diag(np.diag(matrix))):
@@ -99,10 +97,10 @@ def nearest_commensurate(q_frac: Sequence[Fraction], matrix: ArrayLike, cell: Ar
         smallest = smallest_supercell(q_frac, cell)
         if round(np.linalg.det(smallest)) < np.prod(sizes):
             add(smallest, q_frac)
-    fits = sorted(found.values(), key=lambda c: (c.distance_per_ang, round(np.linalg.det(np.array(c.matrix)))))
+    fits = sorted(found.values(), key=lambda c: (round(np.linalg.det(np.array(c.matrix))), c.distance_per_ang))
     # Another spiral altogether is no advice, unless there is no other.
     size = float(np.linalg.norm(q @ reciprocal))
-    return [fit for fit in fits if fit.distance_per_ang < size / 2] or fits[:1]
+    return [fit for fit in fits if fit.distance_per_ang < size / 2] or [min(fits, key=lambda fit: fit.distance_per_ang)]
 
 
 def _nearest_q(matrix: NDArray[np.int64], q: NDArray[np.float64], reciprocal: NDArray) -> list[Fraction]:

@@ -1,14 +1,15 @@
 """What trivial models score: predictors without any physics, fitted to a training set.
 
-Runs with the same lattice vectors and atoms, up to displacements shorter than half a bond, are one *cell*: their pairs
-correspond one to one. :func:`mean_block` predicts for each pair its mean over the runs; a test cell that is made of
-copies of the training cell takes the mean of the corresponding pairs. :func:`linear_in_moments` fits each matrix
-element of the cell for itself as a linear function of all moments in it, and cannot leave that cell.
+Runs with the same lattice vectors and atoms are one *cell*: their pairs correspond one to one. :func:`mean_block`
+predicts for each pair its mean over the runs; a test cell that is made of copies of the training cell takes the mean of
+the corresponding pairs. :func:`linear_in_moments` fits each matrix element of the cell for itself as a linear function
+of all moments in it, and cannot leave that cell. Where fewer than two runs have the very crystal of the test, all count
+whose atoms are displaced by less than half a bond.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -27,7 +28,9 @@ from .samples import SampleList
 
 __all__ = ["CellFit", "fit_cells", "linear_in_moments", "mean_block"]
 
-_SAME_SITE_ANG = 0.8
+_SAME_CRYSTAL_ANG, _SAME_SITE_ANG = 0.02, 0.8
+_Correspondence = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+"""Supercell matrix, order and shifts of the atoms."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +39,7 @@ class CellFit:
 
     Attributes
     ----------
+    tolerance_ang : how far lattice vectors and atoms of one cell may be apart.
     structure : of the first run; the atoms of all others are named as in it.
     n_runs : how many.
     atoms : (n_magnetic,) atoms whose moments H is fitted to.
@@ -45,6 +49,7 @@ class CellFit:
         decide.
     """
 
+    tolerance_ang: float
     structure: Structure
     n_runs: int
     atoms: NDArray[np.int64]
@@ -63,22 +68,31 @@ class _Cell:
 
 
 def fit_cells(samples: SampleList, magnetic: Collection[str]) -> tuple[CellFit, ...]:
-    """Fits to each cell that occurs among `samples`, which are read one at a time.
+    """Fits to each cell that occurs among `samples`, for either tolerance; samples are read one at a time.
 
     magnetic : labels of the species whose moments are an input.
 
     Raises :class:`StructureError` where a run has no moments though there are magnetic species.
     """
-    cells: list[_Cell] = []
-    for index in range(len(samples)):
-        structure = samples.structure(index)
-        if magnetic and structure.moments is None:
-            raise StructureError(f"{samples.name(index)} without moments", expected="moments in every training run")
-        _sort_in(cells, index, structure)
+    cells: dict[float, list[_Cell]] = {_SAME_CRYSTAL_ANG: [], _SAME_SITE_ANG: []}
     basis = Basis(())
     for index in range(len(samples)):
-        basis = basis.merged(samples.basis(index))
-    return tuple(_fit(cell, samples, basis, magnetic) for cell in cells)
+        structure, basis = samples.structure(index), basis.merged(samples.basis(index))
+        if magnetic and structure.moments is None:
+            raise StructureError(f"{samples.name(index)} without moments", expected="moments in every training run")
+        for tolerance, known in cells.items():
+            _sort_in(known, index, structure, tolerance)
+    fits: dict[tuple[int, ...], CellFit] = {}
+    result: list[CellFit] = []
+    for tolerance, known in cells.items():
+        for cell in known:
+            runs = tuple(index for index, _, _ in cell.runs)
+            if tolerance == _SAME_CRYSTAL_ANG and len(runs) < 2:
+                continue  # a set of shaken crystals has as many as runs: nothing to average, and much to keep
+            if runs not in fits:
+                fits[runs] = _fit(cell, samples, basis, magnetic, tolerance)
+            result.append(replace(fits[runs], tolerance_ang=tolerance))
+    return tuple(result)
 
 
 def mean_block(cells: Sequence[CellFit], sample: Sample) -> BlockOperator:
@@ -86,15 +100,14 @@ def mean_block(cells: Sequence[CellFit], sample: Sample) -> BlockOperator:
 
     Raises :class:`StructureError` where it is made of none.
     """
-    total, n_runs = None, 0
-    for cell in cells:
-        found = _correspondence(cell.structure, sample.structure)
-        if found is not None:
+    for tolerance in (_SAME_CRYSTAL_ANG, _SAME_SITE_ANG):
+        total, n_runs = None, 0
+        for cell, found in _matching(cells, sample, tolerance):
             part = _carried(cell.mean, found, sample) * cell.n_runs
             total, n_runs = part if total is None else total + part, n_runs + cell.n_runs
-    if total is None:
-        raise StructureError("made of no cell of the training set", expected="a training cell, or a supercell of one")
-    return total * (1 / n_runs)
+        if total is not None:
+            return total * (1 / n_runs)
+    raise StructureError("made of no cell of the training set", expected="a training cell, or a supercell of one")
 
 
 def linear_in_moments(cells: Sequence[CellFit], sample: Sample) -> BlockOperator:
@@ -104,9 +117,9 @@ def linear_in_moments(cells: Sequence[CellFit], sample: Sample) -> BlockOperator
 
     Raises :class:`StructureError` where the training set has no run of this cell, or the sample no moments.
     """
-    for cell in cells:
-        found = _correspondence(cell.structure, sample.structure)
-        if found is None or len(cell.structure) != len(sample.structure):
+    matching = [m for tolerance in (_SAME_CRYSTAL_ANG, _SAME_SITE_ANG) for m in _matching(cells, sample, tolerance)]
+    for cell, found in matching:
+        if len(cell.structure) != len(sample.structure):
             continue
         result = cell.mean
         if len(cell.atoms):
@@ -121,10 +134,11 @@ def linear_in_moments(cells: Sequence[CellFit], sample: Sample) -> BlockOperator
     raise StructureError("not a cell of the training set", expected="the cell of a training run: it cannot leave it")
 
 
-def _sort_in(cells: list[_Cell], index: int, structure: Structure) -> None:
+def _sort_in(cells: list[_Cell], index: int, structure: Structure, tolerance_ang: float) -> None:
     """Add a run to the cell that it has, or begin a new one."""
     for cell in cells:
-        found = _correspondence(structure, cell.structure) if len(structure) == len(cell.structure) else None
+        same_size = len(structure) == len(cell.structure)
+        found = _correspondence(structure, cell.structure, tolerance_ang) if same_size else None
         if found is not None:
             _, order, shifts = found
             break
@@ -135,7 +149,7 @@ def _sort_in(cells: list[_Cell], index: int, structure: Structure) -> None:
     cell.moments.append(np.zeros((len(structure), 3)) if structure.moments is None else structure.moments[order])
 
 
-def _fit(cell: _Cell, samples: SampleList, basis: Basis, magnetic: Collection[str]) -> CellFit:
+def _fit(cell: _Cell, samples: SampleList, basis: Basis, magnetic: Collection[str], tolerance_ang: float) -> CellFit:
     atoms = np.flatnonzero([label in magnetic for label in cell.structure.labels])
     moments = np.stack(cell.moments)[:, atoms].reshape(len(cell.runs), -1)
     # What a run counts in the mean and in each slope: the same for every matrix element.
@@ -150,7 +164,7 @@ def _fit(cell: _Cell, samples: SampleList, basis: Basis, magnetic: Collection[st
         else:
             sums = [h * share for share in shares]
     means = moments.mean(axis=0).reshape(-1, 3)
-    return CellFit(cell.structure, len(cell.runs), atoms, means, sums[0], tuple(sums[1:]))
+    return CellFit(tolerance_ang, cell.structure, len(cell.runs), atoms, means, sums[0], tuple(sums[1:]))
 
 
 def _united(a: Pairs, b: Pairs) -> Pairs:
@@ -161,25 +175,29 @@ def _united(a: Pairs, b: Pairs) -> Pairs:
     return Pairs.build(a.species, *arrays)[0]
 
 
-def _correspondence(
-    small: Structure, large: Structure
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None:
-    """(M, order, shifts): the supercell M of `small`, so permuted, has the atoms of `large`. None if it has not.
+def _matching(
+    cells: Sequence[CellFit], sample: Sample, tolerance_ang: float
+) -> Iterator[tuple[CellFit, _Correspondence]]:
+    """The cells of this tolerance of which the sample is made."""
+    for cell in cells:
+        if cell.tolerance_ang == tolerance_ang:
+            found = _correspondence(cell.structure, sample.structure, tolerance_ang)
+            if found is not None:
+                yield cell, found
 
-    Strain and displacements do not count as long as each atom stays nearer to its own place than to any other.
-    """
+
+def _correspondence(small: Structure, large: Structure, tolerance_ang: float) -> _Correspondence | None:
+    """(M, order, shifts): the supercell M of `small`, so permuted, has the atoms of `large`. None if it has not."""
     try:
-        matrix = supercell_matrix(large.cell, small.cell, tolerance_ang=_SAME_SITE_ANG)
+        matrix = supercell_matrix(large.cell, small.cell, tolerance_ang=tolerance_ang)
         tiled = tile_structure(small, matrix)
         tiled = replace(tiled, cell=large.cell, positions=tiled.fractional_positions @ large.cell)
-        return matrix, *match_atoms(tiled, large, tolerance_ang=_SAME_SITE_ANG)
+        return matrix, *match_atoms(tiled, large, tolerance_ang=tolerance_ang)
     except HamnetError:
         return None
 
 
-def _carried(
-    operator: BlockOperator, found: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], sample: Sample
-) -> BlockOperator:
+def _carried(operator: BlockOperator, found: _Correspondence, sample: Sample) -> BlockOperator:
     """The operator of a training cell on the pairs of `sample`; pairs that the cell does not know are zero."""
     matrix, order, shifts = found
     true = sample.operator("hamiltonian")

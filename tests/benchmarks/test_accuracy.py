@@ -170,15 +170,34 @@ def test_a_finished_result_is_not_made_again_and_other_settings_are_refused(accu
     assert "made with other settings (overrides)" in capsys.readouterr().err
 
 
-def test_a_call_killed_before_its_result_goes_on_from_the_trained_model(accuracy, quick, tmp_path):
+@pytest.mark.parametrize("lost", [(), ("result.json", "model.safetensors")], ids=["evaluating", "training"])
+def test_a_call_killed_while_training_or_evaluating_goes_on_from_there(accuracy, quick, tmp_path, lost):
+    """Without the model file there is the checkpoint of the last epoch, after which no step is left to do."""
     folder = tmp_path / "copy"
     shutil.copytree(quick.folder, folder)
-    result, model = folder / "results" / quick.path.name, folder / "training" / "quick.seed0" / "model.safetensors"
-    result.unlink()
-    before = model.stat().st_mtime_ns
+    result, training = folder / "results" / quick.path.name, folder / "training" / "quick.seed0"
+    checkpoint = training / "checkpoints" / "last.ckpt"
+    before = checkpoint.stat().st_mtime_ns
+    for path in (result, *(training / name for name in lost)):
+        path.unlink()
     assert accuracy.main(["--quick", "--output", str(folder)]) == 0
-    assert model.stat().st_mtime_ns == before
-    assert json.loads(result.read_text(encoding="utf-8"))["tests"] == quick.result["tests"]
+    assert checkpoint.stat().st_mtime_ns == before
+    again = json.loads(result.read_text(encoding="utf-8"))
+    assert again["training"]["steps"] == 6
+    for old, new in zip(quick.result["tests"], again["tests"], strict=True):
+        assert new["errors"]["rmse_meV"] == pytest.approx(old["errors"]["rmse_meV"], rel=1e-6)
+
+
+def test_what_cannot_be_made_is_told_and_does_not_hold_up_the_rest(accuracy, tmp_path, capsys):
+    words = ["--row", "cri3", "--row", "fept", "--data", str(tmp_path), "--output", str(tmp_path / "out")]
+    assert accuracy.main(words) == 2
+    err = capsys.readouterr().err
+    assert "cri3.seed0: " in err
+    assert "no set siesta/fept_soc_train; expected a folder siesta/fept_soc_train or an archive" in err
+    assert accuracy.main(["--row", "nowhere"]) == 2
+    assert "--row nowhere; expected one of nibr2_2x1" in capsys.readouterr().err
+    assert accuracy.main(["--ablation", "nothing"]) == 2
+    assert "expected some of 'full'" in capsys.readouterr().err
 
 
 # -- tables of several results -----------------------------------------------------------------------------------------

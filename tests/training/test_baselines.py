@@ -90,7 +90,7 @@ def test_runs_of_several_cells_count_in_the_mean_as_many_times_as_they_are(store
     small = crystal()
     structures = [small, tile_structure(small, DOUBLE), small]
     cells = fit_cells(stored(structures), {"Ni"})
-    assert [(cell.n_runs, len(cell.structure)) for cell in cells] == [(2, 3), (1, 6)]
+    assert [(cell.n_runs, len(cell.structure)) for cell in cells] == [(2, 3), (2, 3), (1, 6)]
     test = _sample("large", structures[1])
     assert mean_block(cells, test).max_abs_difference(test.hamiltonian) < 1e-10
 
@@ -100,9 +100,24 @@ def test_runs_whose_atoms_are_listed_otherwise_are_one_cell(stored):
     order, shifts = np.array([2, 1, 0]), np.array([[0, 1, 0], [0, 0, 0], [-1, 0, 2]])
     mixed = [s.permuted(order, shifts) if i % 2 else s for i, s in enumerate(structures)]
     cells = fit_cells(stored(mixed[:10]), {"Ni", "Br"})
-    assert len(cells) == 1
+    assert [cell.n_runs for cell in cells] == [10, 10]
     test = _sample("test", mixed[10].permuted(order))
     assert linear_in_moments(cells, test).max_abs_difference(test.hamiltonian) < 1e-10
+
+
+def test_strained_runs_count_only_where_less_than_two_runs_have_the_very_crystal(stored):
+    """The mean over a crystal is not spoilt by strained ones; a strained one has the mean over all."""
+    ideal, stretched, other = (
+        replace(crystal(), cell=crystal().cell * x, positions=crystal().positions * x) for x in (1.0, 1.03, 1.015)
+    )
+    cells = fit_cells(stored([ideal, ideal, stretched]), {"Ni"})
+    assert [cell.n_runs for cell in cells] == [2, 3]
+    same = _sample("same", ideal)
+    assert mean_block(cells, same).max_abs_difference(same.hamiltonian) < 1e-10
+    for structure in (stretched, other):
+        test = _sample("test", structure)
+        a, b = (model_hamiltonian(s).with_pairs(test.pairs) for s in (ideal, stretched))
+        assert mean_block(cells, test).max_abs_difference(a * (2 / 3) + b * (1 / 3)) < 1e-10
 
 
 def test_a_linear_fit_cannot_leave_its_cell_nor_a_mean_go_to_another_crystal(stored):
@@ -121,7 +136,7 @@ def test_training_runs_without_moments_are_refused_where_some_are_wanted(stored)
     samples = stored([crystal().with_moments(None)])
     with pytest.raises(StructureError, match="r0 without moments"):
         fit_cells(samples, {"Ni"})
-    assert len(fit_cells(samples, set())[0].slopes) == 0
+    assert [len(cell.slopes) for cell in fit_cells(samples, set())] == [0]
 
 
 def test_twelve_runs_of_nibr2_score_what_was_measured_elsewhere(unpacked, tmp_path):
