@@ -20,7 +20,7 @@ from .frames import edge_rotation
 from .graph import Graph, PairGroup
 from .incidence import Incidence
 from .interaction import EdgeNetwork, Interaction, NodeProduct
-from .irreps import ALGEBRAS, EquivariantLinear, EquivariantNorm, Mode, TensorProduct
+from .irreps import ALGEBRAS, EquivariantLinear, Mode, TensorProduct
 from .readout import BlockReadout, blocks_from_parts, parts_adjoint, readout_degree
 
 __all__ = ["MODES", "HamiltonianModel", "ModelConfig"]
@@ -99,7 +99,6 @@ class HamiltonianModel(nn.Module):
             Interaction(c.l_max, algebra, c.channels, c.hidden, c.product_channels, n_scalars)
             for _ in range(c.n_layers)
         )
-        self.lift_norm = EquivariantNorm(c.l_max, algebra, c.channels)
         self.lift_left = EquivariantLinear(c.l_max, algebra, c.channels, c.channels, bias=True)
         self.lift_right = EquivariantLinear(c.l_max, algebra, c.channels, c.channels, bias=True)
         self.lift = TensorProduct(c.l_max, self.l_readout, algebra)
@@ -165,7 +164,6 @@ class HamiltonianModel(nn.Module):
 
     def lifted(self, x: Tensor, graph: Graph) -> Tensor:
         """(n, (l_readout+1)², 2, q, channels) from the features of the first n atoms after the last round."""
-        x = self.lift_norm(x)
         lifted = self.lift_out(self.lift(self.lift_left.beside(self.lift_right, x)))
         size = min(x.shape[1], lifted.shape[1])
         straight = self.lift_linear(x[:, :size])

@@ -60,6 +60,7 @@ def crystal(mode: str) -> Structure:
 def random_model(name: str, mode: str, **changes):
     torch.manual_seed(7)
     model = MODELS[name](ModelConfig(**{"mode": mode, **CONFIG, **changes}), BASIS, MOMENT_SCALE)
+    torch.nn.init.normal_(model.grid_out.weight)  # zero in a new model
     return model.requires_grad_(False)
 
 
