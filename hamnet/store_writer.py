@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["BlockStream", "SampleWriter", "disk_errors", "write_samples"]
 
 _CHUNK_BYTES = 2**18
-_PORTION_BYTES = 2**24
+_PORTION_BYTES = 2**22
 """Blocks of a stream that are in memory at once."""
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from .tiles import Crystal, HalfPairs, blocks_of_tile, features_of_tile
 
 __all__ = ["LARGEST", "Forecast", "Memory", "Tile", "Trial", "fitting_tile", "memory_bytes", "peak_bytes", "run_trial"]
 
-WRITE_BYTES = 2**27
+WRITE_BYTES = 2**26
 """Memory of the step that puts the blocks in order."""
 
 
@@ -72,17 +74,21 @@ class Trial:
 def run_trial(model: HamiltonianModel, crystal: Crystal, half: HalfPairs, tile: Tile) -> Trial:
     """Compute a quarter of a tile on features of zeros, whose time is that of any others."""
     n_atoms = len(crystal.species)
+    # The first call meets cold caches; where all is done in seconds, an exact forecast is not worth a second one.
+    calls = 1 if n_atoms < 16 * tile.n_atoms else 2
     atoms = slice(0, min(n_atoms, ceil(tile.n_atoms / 4)))
     known, atom_s, features = None, [], []
     for layer in range(model.config.n_layers):
-        seconds, values = _best(lambda layer=layer, known=known: features_of_tile(model, crystal, layer, atoms, known))
+        seconds, values = _timed(
+            calls, lambda layer=layer, known=known: features_of_tile(model, crystal, layer, atoms, known)
+        )
         atom_s.append(seconds / len(values))
         features.append((values.shape[1:], values.dtype))
         known = np.broadcast_to(np.zeros_like(values[:1]), (n_atoms, *values.shape[1:]))
     assert known is not None
     group = max(half.groups, key=lambda g: g.stop - g.start)
     pairs = slice(group.start, min(group.stop, group.start + ceil(tile.n_pairs / 4)))
-    seconds, blocks = _best(lambda: blocks_of_tile(model, crystal, group, pairs, known))
+    seconds, blocks = _timed(calls, partial(blocks_of_tile, model, crystal, group, pairs, known))
     pair_s = seconds / len(blocks) / directions(group.row_species, group.col_species)
     return Trial(tuple(atom_s), pair_s, tuple(features), blocks.shape[1], blocks.dtype)
 
@@ -92,10 +98,10 @@ def directions(row_species: int, col_species: int) -> int:
     return 2 if row_species == col_species else 1
 
 
-def _best(function) -> tuple[float, np.ndarray]:
-    """(seconds, array) of the second of two calls: the first one meets cold caches."""
+def _timed(calls: int, function: Callable[[], torch.Tensor]) -> tuple[float, np.ndarray]:
+    """(seconds of the last call, array)."""
     seconds, values = 0.0, np.zeros(0)
-    for _ in range(2):
+    for _ in range(calls):
         started = time.perf_counter()
         values = function().cpu().numpy()
         seconds = time.perf_counter() - started
@@ -113,7 +119,7 @@ class Memory:
     def total(self, model: HamiltonianModel, crystal: Crystal, tile: Tile) -> int:
         """Bytes of all processes together while tiles of this size are computed, an upper guess."""
         need = _tile_bytes(model, crystal, tile)
-        own = max(WRITE_BYTES, 0 if self.workers else need)
+        own = WRITE_BYTES + (0 if self.workers else need)  # both: the allocator gives little back
         return self.held + own + self.workers * (self.worker + need)
 
 
@@ -147,7 +153,10 @@ def _fits(model: HamiltonianModel, crystal: Crystal, memory: Memory, limit_gb: f
 
 
 def _tile_bytes(model: HamiltonianModel, crystal: Crystal, tile: Tile) -> int:
-    """An upper guess: features in and out of an edge network, a few of each, two rotations; products on atoms."""
+    """An upper guess: features in and out of an edge network, a few of each, two rotations; products on atoms.
+
+    Half as much again for what the allocator keeps.
+    """
     c, q = model.config, ALGEBRAS[model.config.mode].n_components
     size = torch.finfo(model.edge_species.dtype).bits // 8
     low, high = (c.l_max + 1) ** 2, (model.l_readout + 1) ** 2
@@ -159,18 +168,24 @@ def _tile_bytes(model: HamiltonianModel, crystal: Crystal, tile: Tile) -> int:
     neighbours = int(np.diff(crystal.edge_start).max(initial=0))
     atoms = tile.n_atoms * ((neighbours + 1) * edge + product)
     pairs = tile.n_pairs * (2 * (pair + block) + 2 * q * high * c.channels) + min(tile.n_pairs, tile.n_atoms) * product
-    return size * max(atoms, pairs)
+    return 3 * size * max(atoms, pairs) // 2
 
 
 def memory_bytes() -> int:
     """What this process holds now."""
-    status = Path("/proc/self/statm")
-    if status.exists():
-        return int(status.read_text().split()[1]) * resource.getpagesize()
-    return peak_bytes()
+    return _status_bytes("VmRSS")
 
 
 def peak_bytes() -> int:
     """The most that this process ever held."""
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(name: str) -> int:
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not ru_maxrss: it counts what the parent held when it started this process.
+        line = next(line for line in status.read_text().splitlines() if line.startswith(name))
+        return 1024 * int(line.split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
