@@ -14,82 +14,93 @@ The equal-|m| form is that of Passaro and Zitnick (2023), arXiv:2302.03655, ther
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from hamnet.harmonics import wigner_d
+from .irreps import SpinAlgebra, clebsch_gordan
 
-from .irreps import SpinAlgebra
-
-__all__ = ["EdgeLinear", "edge_rotation", "from_frame", "per_kind", "reduced_rotation", "to_frame"]
+__all__ = ["EdgeLinear", "edge_rotation", "from_frame", "per_kind", "rotation_size", "to_frame"]
 
 
-def _frame_order(l_max: int) -> list[tuple[int, int]]:
-    """(l, m) of each row in an edge frame."""
-    planar = [(l, m) for m in range(1, l_max + 1) for l in range(m, l_max + 1)]
-    return [(l, 0) for l in range(l_max + 1)] + planar + [(l, -m) for l, m in planar]
+def rotation_size(l_max: int) -> int:
+    """Elements of the matrices of all l ≤ l_max."""
+    return (l_max + 1) * (2 * l_max + 1) * (2 * l_max + 3) // 3
 
 
 def edge_rotation(vectors: Tensor, l_max: int) -> Tensor:
-    """(n, 2, (l_max+1)², (l_max+1)²): rotation of natural and unnatural features into the frames of `vectors` (n, 3).
+    """(n, :func:`rotation_size`): for each l the matrix D^l that turns into the frame of `vectors` (n, 3), row by row.
 
     The frame's z axis is the edge; its x axis is arbitrary – no result depends on it – and is made from the Cartesian
-    axis that is most nearly normal to the edge.
+    axis that is most nearly normal to the edge. D^l is the part of D^(l−1) ⊗ D^1 that has the degree l.
     """
     z = vectors / vectors.norm(dim=-1, keepdim=True)
     helper = torch.nn.functional.one_hot(z.detach().abs().argmin(dim=-1), 3).to(z.dtype)
     x = torch.linalg.cross(helper, z, dim=-1)
     x = x / x.norm(dim=-1, keepdim=True)
-    rotation = torch.stack([x, torch.linalg.cross(z, x, dim=-1), z], dim=-2)
-    size = (l_max + 1) ** 2
-    matrix = z.new_zeros(len(z), size, size)
-    for l, d in enumerate(wigner_d(l_max, rotation)):
-        matrix[:, l * l : (l + 1) ** 2, l * l : (l + 1) ** 2] = d
-    order = _frame_order(l_max)
-    natural = torch.tensor([l * l + l + m for l, m in order], device=z.device)
-    # (y_m, y_−m) = (x_−m, −x_m): row m takes component −m, with a minus sign where m < 0.
-    unnatural = torch.tensor([l * l + l - m for l, m in order], device=z.device)
-    sign = torch.tensor([-1.0 if m < 0 else 1.0 for _, m in order], dtype=z.dtype, device=z.device)
-    return torch.stack([matrix[:, natural], sign[:, None] * matrix[:, unnatural]], dim=1)
-
-
-def reduced_rotation(rotation: Tensor, l_max: int) -> Tensor:
-    """(n, 2, (l_max+1)², (l_max+1)²): the part of a rotation up to a lower degree."""
-    size = (l_max + 1) ** 2
-    if size == rotation.shape[-1]:
-        return rotation
-    order = _frame_order(math.isqrt(rotation.shape[-1]) - 1)
-    rows = torch.tensor([i for i, (l, _) in enumerate(order) if l <= l_max], device=rotation.device)
-    return rotation[..., :size].index_select(2, rows)
+    y = torch.linalg.cross(z, x, dim=-1)
+    # House order of l = 1: y, z, x.
+    first = torch.stack([y, z, x], dim=-2)[..., [1, 2, 0]]
+    n = len(first)
+    matrices = [first.new_ones(n, 1, 1), first]
+    for l in range(2, l_max + 1):
+        coupling = clebsch_gordan(l - 1, 1, l).flatten(0, 1).to(first)
+        product = matrices[-1][:, :, None, :, None] * first[:, None, :, None, :]
+        half = product.reshape(n * len(coupling), len(coupling)) @ coupling
+        half = half.reshape(n, len(coupling), 2 * l + 1).transpose(1, 2).reshape(n * (2 * l + 1), len(coupling))
+        matrices.append((half @ coupling).reshape(n, 2 * l + 1, 2 * l + 1).transpose(1, 2))
+    return torch.cat([matrix.flatten(1) for matrix in matrices[: l_max + 1]], dim=1)
 
 
 def to_frame(rotation: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (n, 2, M, q, c) – mind the order of axes – as axial and planar arrays in the edge frames."""
-    return _Sorted.apply(_turn(rotation, x), math.isqrt(x.shape[2]))  # type: ignore[return-value]
+    """Features (n, (l_max+1)², 2, q, c) as axial and planar arrays in the edge frames."""
+    return _Sorted.apply(_turn(rotation, x, inverse=False))  # type: ignore[return-value]
 
 
 def from_frame(rotation: Tensor, axial: Tensor, planar: Tensor) -> Tensor:
     """The inverse of :func:`to_frame`."""
-    return _turn(rotation.mT, _Unsorted.apply(axial, planar))  # type: ignore[arg-type]
+    return _turn(rotation, _Unsorted.apply(axial, planar), inverse=True)  # type: ignore[arg-type]
 
 
-def _turn(rotation: Tensor, x: Tensor) -> Tensor:
-    n, p, m, q, c = x.shape
-    return torch.bmm(rotation.reshape(n * p, *rotation.shape[2:]), x.reshape(n * p, m, q * c)).reshape(x.shape)
+def _turn(rotation: Tensor, x: Tensor, *, inverse: bool) -> Tensor:
+    sizes = [2 * l + 1 for l in range(math.isqrt(x.shape[1]))]
+    parts = list(x.flatten(2).split(sizes, dim=1))
+    for l, matrix in enumerate(rotation.split([size**2 for size in sizes], dim=1)[1:], start=1):
+        matrix = matrix.unflatten(1, (2 * l + 1, 2 * l + 1))
+        parts[l] = torch.bmm(matrix.mT if inverse else matrix, parts[l])
+    return torch.cat(parts, dim=1).reshape(x.shape)
+
+
+@lru_cache(maxsize=64)
+def _frame_rows(l_max: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Row (component, naturality) of a feature at each row of its frame, the inverse, and l of each planar (m, l).
+
+    Frame rows: (naturality, l) with m = 0, then (sign of m, m, l, naturality). For unnatural features the row of m
+    takes component −m, and the sign of the rows m < 0 is still to be changed.
+    """
+    planar = [(l, m) for m in range(1, l_max + 1) for l in range(m, l_max + 1)]
+    rows = [2 * (l * l + l) + p for p in (0, 1) for l in range(l_max + 1)]
+    rows += [2 * (l * l + l + (s if p == 0 else -s) * m) + p for s in (1, -1) for l, m in planar for p in (0, 1)]
+    with torch.inference_mode(False):  # what is kept serves training too
+        order = torch.tensor(rows, device=device)
+        return order, torch.argsort(order), torch.tensor([l for l, _ in planar], device=device)
 
 
 class _Sorted(torch.autograd.Function):
-    """Rows (n, 2, M, q, c) of the frame → axial and planar arrays."""
+    """Rows (n, (l_max+1)², 2, q, c) → axial and planar arrays."""
 
     @staticmethod
-    def forward(ctx, y: Tensor, n_axial: int) -> tuple[Tensor, Tensor]:
-        axial, planar = y[:, :, :n_axial], y[:, :, n_axial:].unflatten(2, (2, -1))
-        return axial.permute(3, 1, 0, 2, 4).contiguous(), planar.permute(4, 0, 2, 3, 1, 5).contiguous()
+    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
+        n_l = math.isqrt(x.shape[1])
+        rows = x.flatten(1, 2).index_select(1, _frame_rows(n_l - 1, x.device)[0])
+        axial, planar = rows[:, : 2 * n_l].unflatten(1, (2, n_l)), rows[:, 2 * n_l :].unflatten(1, (2, -1, 2))
+        planar[:, 1, :, 1].neg_()
+        return axial.permute(3, 1, 0, 2, 4).contiguous(), planar.permute(4, 0, 1, 2, 3, 5).contiguous()
 
     @staticmethod
-    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _Unsorted.apply(*gradients), None  # type: ignore[return-value]
+    def backward(ctx, *gradients: Tensor) -> Tensor:
+        return _Unsorted.apply(*gradients)  # type: ignore[return-value]
 
 
 class _Unsorted(torch.autograd.Function):
@@ -97,38 +108,23 @@ class _Unsorted(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, axial: Tensor, planar: Tensor) -> Tensor:
-        q, _, n, n_axial, c = axial.shape
-        y = axial.new_empty(n, 2, n_axial + 2 * planar.shape[3], q, c)
-        y[:, :, :n_axial] = axial.permute(2, 1, 3, 0, 4)
-        y[:, :, n_axial:].unflatten(2, (2, -1)).copy_(planar.permute(1, 4, 2, 3, 0, 5))
-        ctx.n_axial = n_axial
-        return y
+        q, _, n, n_l, c = axial.shape
+        rows = axial.new_empty(n, 2 * n_l**2, q, c)
+        for component in range(q):  # copied in long rows
+            rows[:, : 2 * n_l, component].unflatten(1, (2, n_l)).copy_(axial[component].transpose(0, 1))
+            rows[:, 2 * n_l :, component] = planar[component].flatten(1, 3)
+        rows[:, 2 * n_l :].unflatten(1, (2, -1, 2))[:, 1, :, 1].neg_()
+        rows = rows.index_select(1, _frame_rows(n_l - 1, axial.device)[1])
+        return rows.unflatten(1, (-1, 2))
 
     @staticmethod
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        return _Sorted.apply(gradients[0], ctx.n_axial)  # type: ignore[return-value]
-
-
-class _Spread(torch.autograd.Function):
-    """(n, q, l_max+1, 2, c) → (n, q, rows, 2, c): values by l to each (m ≥ 1, l)."""
-
-    @staticmethod
-    def forward(ctx, values: Tensor) -> Tensor:
-        ctx.n_l = values.shape[2]
-        return torch.cat([values[:, :, m:] for m in range(1, ctx.n_l)], dim=2)
-
-    @staticmethod
-    def backward(ctx, *gradients: Tensor) -> Tensor:
-        g = gradients[0]
-        total = g.new_zeros(*g.shape[:2], ctx.n_l, *g.shape[3:])
-        for m, part in enumerate(g.split(list(range(ctx.n_l - 1, 0, -1)), dim=2), start=1):
-            total[:, :, m:] += part
-        return total
+        return _Sorted.apply(gradients[0])  # type: ignore[return-value]
 
 
 def per_kind(values: Tensor) -> tuple[Tensor, Tensor]:
     """Factors (n, q, l_max+1, 2, c), one for each kind, as arrays that axial and planar ones can be multiplied by."""
-    planar: Tensor = _Spread.apply(values)  # type: ignore[assignment]
+    planar = values.index_select(2, _frame_rows(values.shape[2] - 1, values.device)[2])
     return values.permute(1, 3, 0, 2, 4), planar.transpose(0, 1)[:, :, None]
 
 

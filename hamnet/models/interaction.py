@@ -1,8 +1,4 @@
-"""Message passing between near atoms, and products on each atom.
-
-Features are nowhere divided by their own size: what several moments do would then depend on each of them, where it is
-very nearly a sum, and a model would not carry over from few directions of moments in a cell to many.
-"""
+"""Message passing between near atoms, and products on each atom."""
 
 from __future__ import annotations
 
@@ -11,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .frames import EdgeLinear, from_frame, per_kind, reduced_rotation, to_frame
+from .frames import EdgeLinear, from_frame, per_kind, rotation_size, to_frame
 from .incidence import Incidence
-from .irreps import EquivariantLinear, Gate, SpinAlgebra, TensorProduct, permuted
+from .irreps import EquivariantLinear, EquivariantNorm, Gate, SpinAlgebra, TensorProduct, permuted
 
 __all__ = ["EdgeNetwork", "Interaction", "NodeProduct"]
 
@@ -57,8 +53,7 @@ class EdgeNetwork(nn.Module):
         weight: Tensor,
         wanted: Sequence[tuple[int, int]],
     ) -> list[Tensor]:
-        """Features (n, 2, (l+1)², q, c_out) – mind the order of axes – for each (n, l) of `wanted`: the next n edges,
-        up to degree l.
+        """Features (n, (l+1)², 2, q, c_out) for each (n, l) of `wanted`: the next n edges, up to degree l.
 
         ends : rows of a table that has all row atoms and after them all column atoms. weight : (n_edges,) factor of the
         result.
@@ -66,8 +61,8 @@ class EdgeNetwork(nn.Module):
         n, m, _, q, _ = x.shape
         n_l, h = self.l_max + 1, self.hidden
         both = self.from_row.beside(self.from_col, x).reshape(n, m, 2, q, 2, h)
-        table = permuted(both, 4, 0, 2, 1, 3, 5).reshape(2 * n, -1)
-        axial, planar = to_frame(rotation, ends.gathered(table).reshape(-1, 2, m, q, h))
+        table = permuted(both, 4, 0, 1, 2, 3, 5).reshape(2 * n, -1)
+        axial, planar = to_frame(rotation, ends.gathered(table).reshape(-1, m, 2, q, h))
         radial = self.radial(edge_scalars)
         gain, inner, outer = radial.split([radial.shape[1] - n_l * (h + self.c_out), n_l * h, n_l * self.c_out], dim=1)
         of_axial, of_planar = per_kind(self.gate.by_kind(gain))
@@ -87,7 +82,7 @@ class EdgeNetwork(nn.Module):
         for (_, degree), axial, planar, term, frame in zip(wanted, *parts, strict=True):
             axial, planar = self.second(axial, planar, degree)
             axial = axial + _axial_term(term[:, : degree + 1], q)
-            result.append(from_frame(reduced_rotation(frame, degree), axial, planar))
+            result.append(from_frame(frame[:, : rotation_size(degree)], axial, planar))
         return result
 
 
@@ -101,13 +96,15 @@ class NodeProduct(nn.Module):
 
     def __init__(self, l_max: int, algebra: SpinAlgebra, channels: int, hidden: int) -> None:
         super().__init__()
+        self.norm = EquivariantNorm(l_max, algebra, channels)
         self.left = EquivariantLinear(l_max, algebra, channels, hidden, bias=True)
         self.right = EquivariantLinear(l_max, algebra, channels, hidden, bias=True)
         self.product = TensorProduct(l_max, l_max, algebra)
         self.out = EquivariantLinear(l_max, algebra, hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.out(self.product(self.left.beside(self.right, x)))
+        y = self.norm(x)
+        return x + self.out(self.product(self.left.beside(self.right, y)))
 
 
 class Interaction(nn.Module):
@@ -117,6 +114,7 @@ class Interaction(nn.Module):
         self, l_max: int, algebra: SpinAlgebra, channels: int, hidden: int, product_channels: int, n_scalars: int
     ) -> None:
         super().__init__()
+        self.norm = EquivariantNorm(l_max, algebra, channels)
         self.edge = EdgeNetwork(l_max, algebra, channels, hidden, n_scalars, hidden)
         self.out = EquivariantLinear(l_max, algebra, hidden, channels)
         self.product = NodeProduct(l_max, algebra, channels, product_channels)
@@ -136,7 +134,7 @@ class Interaction(nn.Module):
         n_rows : how many atoms, the first ones, are updated and returned; default: all.
         """
         ends = Incidence.of(torch.stack([row, col + len(x)], dim=1), 2 * len(x))
-        (messages,) = self.edge(x, ends, rotation, edge_scalars, weight, [(len(row), self.edge.l_max)])
+        (messages,) = self.edge(self.norm(x), ends, rotation, edge_scalars, weight, [(len(row), self.edge.l_max)])
         x = x[:n_rows]
         summed = Incidence.of(row[:, None], len(x)).scattered(messages.flatten(1)).reshape(-1, *messages.shape[1:])
-        return self.product(x + self.out(summed.transpose(1, 2)))
+        return self.product(x + self.out(summed))

@@ -274,17 +274,17 @@ class BlockReadout(nn.Module):
         self.register_buffer("coefficient_of", coefficient_of, persistent=False)
 
     def _places(self) -> tuple[Tensor, Tensor]:
-        """Which weight (entry, kind) stands at each (naturality, M, component, number), one behind the last where there
+        """Which weight (entry, kind) stands at each (M, naturality, component, number), one behind the last where there
         is none; which of these is each coefficient (component, number)."""
         n_comp, size, most = len(self.components), (self.degree + 1) ** 2, max(self.irreps.entries.values())
         n_weights = self.irreps.n_entries * self.n_kinds
-        weight_of = torch.full((2, size, n_comp, most), n_weights)
+        weight_of = torch.full((size, 2, n_comp, most), n_weights)
         place = torch.arange(weight_of.numel()).reshape(weight_of.shape)
         kind, coefficient_of, first = self.kind[:, None], [], 0
         for (j, natural), multiplicity in self.irreps.entries.items():
             rows = slice(j * j, (j + 1) ** 2)
-            weight_of[natural, rows, :, :multiplicity] = (first + torch.arange(multiplicity)) * self.n_kinds + kind
-            coefficient_of.append(place[natural, rows, :, :multiplicity].transpose(0, 1).flatten(1))
+            weight_of[rows, natural, :, :multiplicity] = (first + torch.arange(multiplicity)) * self.n_kinds + kind
+            coefficient_of.append(place[rows, natural, :, :multiplicity].transpose(0, 1).flatten(1))
             first += multiplicity
         return weight_of.flatten(), torch.cat(coefficient_of, dim=1).flatten()
 
@@ -296,7 +296,7 @@ class BlockReadout(nn.Module):
         # Few kinds of irrep have much less than the largest number of them, so all are computed as if they had as many.
         weights = weights.index_select(0, self.weight_of).reshape(2 * size * n_comp, -1, x.shape[-1])
         x = x if x.shape[1] == size and x.shape[3] == n_comp else x[:, :size, :, :n_comp]
-        rows: Tensor = _Transposed.apply(weights, x.permute(2, 1, 3, 0, 4).reshape(len(weights), n, -1))  # type: ignore
+        rows: Tensor = _Transposed.apply(weights, x.permute(1, 2, 3, 0, 4).reshape(len(weights), n, -1))  # type: ignore
         rows = rows.flatten(0, 1).index_select(0, self.coefficient_of)
         shift = nn.functional.pad(self.shift, (0, (n_comp - 1) * len(self.shift)))
         return (rows + shift[:, None]).reshape(n_comp, -1, n).permute(2, 0, 1)
