@@ -127,6 +127,7 @@ ABLATIONS: Mapping[str, Variant] = {
     "on-site blocks weigh as others": Variant(("training.onsite_weight=1",)),
     "loss of means alone": Variant(("training.loss=mae",)),
     "loss of squares alone": Variant(("training.loss=mse",)),
+    "Adam": Variant(("optimiser.name=adam",)),
     "no running average": Variant(("optimiser.ema_decay=0",)),
 }
 """What each ingredient earns. The first is the network as it is; every other one lacks or changes one thing."""
