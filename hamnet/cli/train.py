@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
     from hamnet.cli.output import number, print_json
     from hamnet.training.config import load_config
+    from hamnet.training.processes import Processes
     from hamnet.training.run import train
 
     config = load_config(args.config, args.overrides, seed=args.seed)
@@ -39,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
         say=lambda text: print(text, file=sys.stderr, flush=True),
         progress_bar=sys.stdout.isatty() and not args.json,
     ).to_dict()
+    if Processes.from_environment().rank:
+        return 0  # the first process speaks for all
     if args.json:
         print_json(result)
         return 0

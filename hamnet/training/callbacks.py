@@ -105,6 +105,8 @@ class History(Callback):
         self.path = path
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if not trainer.is_global_zero:
+            return
         rows: list[dict[str, str]] = []
         if self.path.exists():
             with self.path.open(newline="", encoding="utf-8") as file:
@@ -116,6 +118,8 @@ class History(Callback):
         write_text(self.path, text.getvalue())
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if not trainer.is_global_zero:
+            return
         metrics = trainer.callback_metrics
         row: dict[str, Any] = {
             "epoch": trainer.current_epoch,

@@ -189,7 +189,7 @@ class TrainingModule(lightning.LightningModule):
         means = joined(self._errors).means_mev()
         for name, value in means.items():
             if value is not None:
-                self.log(f"val_{name}", value, prog_bar=name == "mae_meV", batch_size=1, sync_dist=True)
+                self.log(f"val_{name}", value, prog_bar=name == "mae_meV", batch_size=1)
         if self.trainer.state.fn == "fit":
             error = means["mae_meV"]
             assert error is not None
@@ -241,8 +241,7 @@ class TrainingModule(lightning.LightningModule):
         if self.config.training.max_minutes and self.done >= 1:
             self.trainer.should_stop = True
         if self.trainer.is_last_batch or self.trainer.should_stop:
-            options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": 1, "sync_dist": True}
-            self.log("train_loss", self.mean_loss(), prog_bar=True, **options)
+            self.log("train_loss", self.mean_loss(), on_step=False, on_epoch=True, prog_bar=True, batch_size=1)
 
     def mean_loss(self) -> float:
         """Mean over what is done of the epoch, by all processes. Raises :class:`ModelError` where it is not finite."""

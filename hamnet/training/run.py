@@ -246,7 +246,8 @@ def _trainer(
 ) -> lightning.Trainer:
     t = config.training
     follow: Callback = RichProgressBar(refresh_rate=5) if progress_bar else Reporter(say)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     if t.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device = 'cuda', but there is no GPU", expected="device = 'auto' or 'cpu'")
     return lightning.Trainer(
@@ -290,6 +291,10 @@ def _fit(
         warnings.filterwarnings("ignore", message=".*The number of training batches.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+        warnings.filterwarnings("ignore", message=".*`broadcast_buffers` is deprecated.*")
+        warnings.filterwarnings("ignore", message=".*Grad strides do not match bucket view strides.*")
+        # What is logged has been joined already.
+        warnings.filterwarnings("ignore", message=".*It is recommended to use `self.log.*sync_dist=True.*")
         # The plan of an epoch takes care of that.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         try:
