@@ -105,14 +105,15 @@ def test_the_set_is_that_of_a_prediction_in_memory(loaded, tmp_path):
     assert report.has_overlap
 
 
-def test_the_overlap_of_a_supercell_is_that_of_a_dft_run_on_it(tmp_path):
+def test_the_overlap_of_a_supercell_is_that_of_a_dft_run_on_it(model_file, tmp_path):
     """Two runs of OpenMX on the same lattice: the overlap of the larger cell is the tiled one of the smaller."""
     folder = Path(__file__).parents[2] / "examples" / "nibr2"
     runs = {}
     for name in ("nibr2_2x1", "nibr2_2x2"):
         subprocess.run(["tar", "xf", str(folder / f"{name}.tar.xz"), "-C", str(tmp_path)], check=True)
         runs[name] = read_run(sorted(p for p in (tmp_path / name).iterdir() if p.is_dir())[0]).sample
-    loaded = load_model(folder / "model" / "model.safetensors")
+    basis = runs["nibr2_2x1"].basis
+    loaded = load_model(model_file(basis=basis, n_layers=1, l_max=1))
     structure = runs["nibr2_2x2"].structure
     predict_to_file(loaded, structure, tmp_path / "h.h5", source=runs["nibr2_2x1"])
     found, theirs = stored(tmp_path / "h.h5").operator("overlap"), runs["nibr2_2x2"].operator("overlap")
