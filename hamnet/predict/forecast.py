@@ -79,9 +79,7 @@ def run_trial(model: HamiltonianModel, crystal: Crystal, half: HalfPairs, tile: 
     atoms = slice(0, min(n_atoms, ceil(tile.n_atoms / 4)))
     known, atom_s, features = None, [], []
     for layer in range(model.config.n_layers):
-        seconds, values = _timed(
-            calls, lambda layer=layer, known=known: features_of_tile(model, crystal, layer, atoms, known)
-        )
+        seconds, values = _timed(calls, partial(features_of_tile, model, crystal, layer, atoms, known))
         atom_s.append(seconds / len(values))
         features.append((values.shape[1:], values.dtype))
         known = np.broadcast_to(np.zeros_like(values[:1]), (n_atoms, *values.shape[1:]))

@@ -219,6 +219,7 @@ def _identity(loaded: LoadedModel, plan: Plan, crystal: Crystal, name: str) -> d
         "precision": str(loaded.model.edge_species.dtype),
         "structure": digest(s.cell, s.positions, s.numbers, s.pbc, plan.pairs.species),
         "moments": digest(crystal.moments),
+        "grid": digest(crystal.grid),
         "pairs": digest(crystal.row, crystal.col, crystal.shift),
         "overlap": str(plan.provenance.get("overlap")),
         "name": name,
