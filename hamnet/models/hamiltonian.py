@@ -15,12 +15,12 @@ from hamnet.blocks import BlockOperator, Pairs
 from hamnet.errors import ModelError
 from hamnet.structure import Structure
 
-from .embedding import NodeEmbedding, RadialBasis, envelope
+from .embedding import GridAnisotropy, NodeEmbedding, RadialBasis, envelope
 from .frames import edge_rotation
 from .graph import Graph, PairGroup
 from .incidence import Incidence
 from .interaction import EdgeNetwork, Interaction, NodeProduct
-from .irreps import ALGEBRAS, EquivariantLinear, EquivariantNorm, Mode, TensorProduct
+from .irreps import ALGEBRAS, EquivariantLinear, Mode, TensorProduct
 from .readout import BlockReadout, blocks_from_parts, parts_adjoint, readout_degree
 
 __all__ = ["MODES", "HamiltonianModel", "ModelConfig"]
@@ -99,12 +99,17 @@ class HamiltonianModel(nn.Module):
             Interaction(c.l_max, algebra, c.channels, c.hidden, c.product_channels, n_scalars)
             for _ in range(c.n_layers)
         )
-        self.lift_norm = EquivariantNorm(c.l_max, algebra, c.channels)
         self.lift_left = EquivariantLinear(c.l_max, algebra, c.channels, c.channels, bias=True)
         self.lift_right = EquivariantLinear(c.l_max, algebra, c.channels, c.channels, bias=True)
         self.lift = TensorProduct(c.l_max, self.l_readout, algebra)
         self.lift_out = EquivariantLinear(self.l_readout, algebra, c.channels, c.channels)
         self.lift_linear = EquivariantLinear(min(c.l_max, self.l_readout), algebra, c.channels, c.channels)
+        self.grid = GridAnisotropy(c.l_max, algebra, len(basis), c.product_channels)
+        self.grid_left = EquivariantLinear(c.l_max, algebra, c.channels, c.product_channels, bias=True)
+        self.grid_out = EquivariantLinear(self.l_readout, algebra, c.product_channels, c.channels)
+        self.grid_product = TensorProduct(c.l_max, self.l_readout, algebra)
+        # From zero: where the data do not tell what belongs to the grid, it is nothing.
+        nn.init.zeros_(self.grid_out.weight)
         self.self_product = NodeProduct(self.l_readout, algebra, c.channels, c.product_channels)
         self.self_linear = EquivariantLinear(self.l_readout, algebra, c.channels, c.pair_channels)
         self.pair_network = EdgeNetwork(self.l_readout, algebra, c.channels, c.hidden, n_scalars, c.pair_channels)
@@ -132,7 +137,7 @@ class HamiltonianModel(nn.Module):
         x, edges = self.embed(graph), self.edges(graph)
         for layer in range(self.config.n_layers):
             x = self.interact(layer, x, graph, edges)
-        return self.lifted(x)
+        return self.lifted(x, graph)
 
     def embed(self, graph: Graph) -> Tensor:
         """(n_atoms, (l_max+1)², 2, q, channels) what each atom knows of itself: species and moment."""
@@ -157,13 +162,16 @@ class HamiltonianModel(nn.Module):
         """
         return self.interactions[layer](x, graph.edge_row, graph.edge_col, *edges, n_rows)
 
-    def lifted(self, x: Tensor) -> Tensor:
-        """(n, (l_readout+1)², 2, q, channels) from the features after the last round, atom by atom."""
-        x = self.lift_norm(x)
+    def lifted(self, x: Tensor, graph: Graph) -> Tensor:
+        """(n, (l_readout+1)², 2, q, channels) from the features of the first n atoms after the last round."""
         lifted = self.lift_out(self.lift(self.lift_left.beside(self.lift_right, x)))
         size = min(x.shape[1], lifted.shape[1])
         straight = self.lift_linear(x[:, :size])
-        return lifted + nn.functional.pad(straight, (0, 0, 0, 0, 0, 0, 0, lifted.shape[1] - size))
+        lifted = lifted + nn.functional.pad(straight, (0, 0, 0, 0, 0, 0, 0, lifted.shape[1] - size))
+        # Linear in the anisotropy of the grid, and after all else: what the grid does must not mix with physics.
+        grid = self.grid(graph.species[: len(x)], graph.crystal[: len(x)], graph.grids)
+        both = torch.cat([self.grid_left(x), grid], dim=-1)
+        return lifted + self.grid_out(self.grid_product(both))
 
     def forward(self, graph: Graph) -> list[tuple[int, int, Tensor, Tensor]]:
         """(row species, column species, pair index (n,), parts (n, n_parts, n_row, n_col) in eV).

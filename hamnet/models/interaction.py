@@ -1,4 +1,8 @@
-"""Message passing between near atoms, and products on each atom."""
+"""Message passing between near atoms, and products on each atom.
+
+Features are nowhere divided by their own size: what several moments do would then depend on each of them, where it is
+very nearly a sum, and a model would not carry over from few directions of moments in a cell to many.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from torch import Tensor, nn
 
 from .frames import EdgeLinear, from_frame, per_kind, rotation_size, to_frame
 from .incidence import Incidence
-from .irreps import EquivariantLinear, EquivariantNorm, Gate, SpinAlgebra, TensorProduct, permuted
+from .irreps import EquivariantLinear, Gate, SpinAlgebra, TensorProduct, permuted
 
 __all__ = ["EdgeNetwork", "Interaction", "NodeProduct"]
 
@@ -96,15 +100,13 @@ class NodeProduct(nn.Module):
 
     def __init__(self, l_max: int, algebra: SpinAlgebra, channels: int, hidden: int) -> None:
         super().__init__()
-        self.norm = EquivariantNorm(l_max, algebra, channels)
         self.left = EquivariantLinear(l_max, algebra, channels, hidden, bias=True)
         self.right = EquivariantLinear(l_max, algebra, channels, hidden, bias=True)
         self.product = TensorProduct(l_max, l_max, algebra)
         self.out = EquivariantLinear(l_max, algebra, hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(x)
-        return x + self.out(self.product(self.left.beside(self.right, y)))
+        return x + self.out(self.product(self.left.beside(self.right, x)))
 
 
 class Interaction(nn.Module):
@@ -114,7 +116,6 @@ class Interaction(nn.Module):
         self, l_max: int, algebra: SpinAlgebra, channels: int, hidden: int, product_channels: int, n_scalars: int
     ) -> None:
         super().__init__()
-        self.norm = EquivariantNorm(l_max, algebra, channels)
         self.edge = EdgeNetwork(l_max, algebra, channels, hidden, n_scalars, hidden)
         self.out = EquivariantLinear(l_max, algebra, hidden, channels)
         self.product = NodeProduct(l_max, algebra, channels, product_channels)
@@ -134,7 +135,7 @@ class Interaction(nn.Module):
         n_rows : how many atoms, the first ones, are updated and returned; default: all.
         """
         ends = Incidence.of(torch.stack([row, col + len(x)], dim=1), 2 * len(x))
-        (messages,) = self.edge(self.norm(x), ends, rotation, edge_scalars, weight, [(len(row), self.edge.l_max)])
+        (messages,) = self.edge(x, ends, rotation, edge_scalars, weight, [(len(row), self.edge.l_max)])
         x = x[:n_rows]
         summed = Incidence.of(row[:, None], len(x)).scattered(messages.flatten(1)).reshape(-1, *messages.shape[1:])
         return self.product(x + self.out(summed))

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 __all__ = [
     "ALGEBRAS",
     "EquivariantLinear",
-    "EquivariantNorm",
     "Gate",
     "Mode",
     "SpinAlgebra",
@@ -206,23 +205,6 @@ def _mixed(x: Tensor, weight: Tensor, bias: Tensor | None, degree: Tensor, irrep
     if bias is not None:
         y = y + nn.functional.pad(bias[None], (0, 0, 0, m * p * q - 1))
     return y.reshape(n, m, p, q, -1)
-
-
-class EquivariantNorm(nn.Module):
-    """x / √(1 + mean square of all components), and a learned scale per kind: smooth at x = 0."""
-
-    degree: Tensor
-    irrep: Tensor
-
-    def __init__(self, l_max: int, algebra: SpinAlgebra, channels: int) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(l_max + 1, 2, algebra.n_irreps, channels, dtype=torch.float64))
-        self.register_buffer("degree", degree_index(l_max), persistent=False)
-        self.register_buffer("irrep", torch.tensor(algebra.irrep_of), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        square = (x * x).sum(dim=(1, 2, 3), keepdim=True).mean(dim=-1, keepdim=True)
-        return x * torch.rsqrt(1 + square / len(self.scale)) * per_component(self.scale, self.degree, self.irrep)
 
 
 class Gate(nn.Module):
