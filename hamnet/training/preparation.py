@@ -26,6 +26,8 @@ __all__ = ["Prepared", "joined_limits", "prepare_model"]
 _LEAST_SCALE_EV = 1e-8
 _LEAST_EXCHANGE_EV = 1e-3
 _MOST_FIRST_SAMPLES, _MOST_FIRST_PAIRS = 32, 10_000
+_BY_SPECIES = ("embedding.species", "embedding.moment", "edge_species", "grid.weight")
+"""Weights whose first axis counts species."""
 
 Prepared = tuple[HamiltonianModel, TrainedOn, dict[str, Any]]
 """The float64 model before its first step, the limits of its use, and what was decided (as in ``result.json``)."""
@@ -145,16 +147,22 @@ def _widened(one: Any, two: Any) -> dict[str, tuple[float, float]]:
 def _from_start(config: TrainConfig, data: TrainingData) -> Prepared:
     """The model of ``[model] start`` with all its species, weights, scales and shifts.
 
-    Species pairs that it was never trained on, though it knows both species, get scale, shift and weights from the
-    labels as in a new model.
+    Species that it does not know are added with random weights; the readout of species and species pairs that it was
+    never trained on gets scale, shift and weights from the labels as in a new model.
     """
     loaded = load_model(str(config.model.start), dtype=torch.float64)
-    model, path = loaded.model, loaded.path
+    path, before = loaded.path, loaded.model.basis.labels
     magnetic = _check_start(config.model, loaded, data.survey)
+    model = _with_species(loaded, config, data)
+    magnetic += [label for label, scale in _scale_of(model).items() if scale > 0 and label not in before]
     model.train().requires_grad_(True)
     known = loaded.trained_on.species_pairs
-    if not set(data.survey.trained_on.species_pairs) <= set(known):
-        kept = {key: value.clone() for key, value in model.state_dict().items() if not _is_new(key, model.basis, known)}
+    if not set(data.survey.trained_on.species_pairs) <= set(known) or len(model.basis) > len(before):
+        kept = {
+            key: value.clone()
+            for key, value in model.state_dict().items()
+            if not _is_new(key, model.basis, known, before)
+        }
         _fit_readout(model, data.train, model.basis)
         most = min(config.training.batch_pairs or _MOST_FIRST_PAIRS, _MOST_FIRST_PAIRS)
         fit_weights(model, *_first_samples(model, data.train, model.basis, most))
@@ -168,26 +176,59 @@ def _from_start(config: TrainConfig, data: TrainingData) -> Prepared:
     return model, joined_limits(data.survey.trained_on, loaded.trained_on, magnetic), facts
 
 
-def _is_new(key: str, basis: Basis, known: Any) -> bool:
-    """Whether a weight belongs to the readout of a species pair that is not among the `known` ones."""
-    if not key.startswith("pair_readout."):
-        return False
-    a, b = (int(number) for number in key.split(".")[1].split("_"))
-    return f"{basis[a].label}-{basis[b].label}" not in known
+def _is_new(key: str, basis: Basis, known: Any, before: tuple[str, ...]) -> bool:
+    """Whether a weight belongs to the readout of a species, or of a pair, that the start was not trained on."""
+    place = key.split(".")
+    if place[0] == "self_readout":
+        return basis[int(place[1])].label not in before
+    if place[0] == "pair_readout":
+        a, b = (int(number) for number in place[1].split("_"))
+        return f"{basis[a].label}-{basis[b].label}" not in known
+    return False
+
+
+def _scale_of(model: HamiltonianModel) -> dict[str, float]:
+    return dict(zip(model.basis.labels, model.moment_scale, strict=True))
+
+
+def _with_species(loaded: LoadedModel, config: TrainConfig, data: TrainingData) -> HamiltonianModel:
+    """The model of the start, with the species that the data have beyond its own."""
+    start = loaded.model
+    basis = start.basis.merged(data.survey.basis)
+    if len(basis) == len(start.basis):
+        return start
+    labels = [label for label in basis.labels if label not in start.basis.labels]
+    asked = choose_magnetic(config.model.magnetic, start.config.mode, data.survey)[0]
+    new = moment_scales(data.train.structures(), basis, tuple(label for label in asked if label in labels))
+    scales = tuple(_scale_of(start).get(label, scale) for label, scale in zip(basis.labels, new, strict=True))
+    model = build_model(loaded.name, start.config, basis, scales, seed=config.training.seed)
+    if model.l_readout != start.l_readout:
+        raise ConfigError(
+            f"{', '.join(labels)} with orbitals of higher degree than any species of the start",
+            expected=f"blocks that couple to l = {start.l_readout} at most",
+            remedy="train a new model on the old and the new samples",
+            path=loaded.path,
+            place="[model] start",
+        )
+    places = [basis.labels.index(label) for label in start.basis.labels]
+    state = model.state_dict()
+    for key, value in start.state_dict().items():
+        name = key.split(".")
+        if name[0] == "self_readout":
+            name[1] = str(places[int(name[1])])
+        elif name[0] == "pair_readout":
+            name[1] = "_".join(str(places[int(number)]) for number in name[1].split("_"))
+        if key in _BY_SPECIES:
+            state[key][places] = value
+        else:
+            state[".".join(name)] = value
+    model.load_state_dict(state)
+    return model
 
 
 def _check_start(section: ModelSection, loaded: LoadedModel, data: Survey) -> list[str]:
     """Labels of the magnetic species of the start. Raises :class:`ConfigError` where it cannot learn these data."""
     model, path, place = loaded.model, loaded.path, "[model] start"
-    strange = [label for label in data.basis.labels if label not in model.basis.labels]
-    if strange:
-        raise ConfigError(
-            f"training samples with species {', '.join(strange)}",
-            expected=f"species that the start knows: {', '.join(model.basis.labels)}",
-            remedy="a trained model cannot be given new species: train a new one on the old and the new samples",
-            path=path,
-            place=place,
-        )
     model.basis.merged(data.basis)  # raises where a label has another basis here
     check_kinds(loaded.trained_on, data.trained_on, "[data] train", "the start", path)
     config = model.config
@@ -214,7 +255,7 @@ def _check_start(section: ModelSection, loaded: LoadedModel, data: Survey) -> li
         )
     if section.magnetic is not None:
         named = choose_magnetic(section.magnetic, config.mode, data)[0]
-        if set(named) != set(here):
+        if {label for label in named if label in model.basis.labels} != set(here):
             raise ConfigError(
                 f"magnetic = {list(section.magnetic)}",
                 expected=f"{here}, as in the start",
