@@ -25,12 +25,12 @@ def renamed(sample: Sample, old: str, new: str) -> Sample:
     basis = Basis(tuple(replace(s, label=new) if s.label == old else s for s in sample.basis.species))
     assert [s.number for s in basis.species] == [s.number for s in sample.basis.species]
     labels = tuple(new if label == old else label for label in sample.structure.labels)
-    operators = {name: replace(sample.operator(name), basis=basis) for name in ("overlap", "hamiltonian")}
     return Sample(
         sample.name,
         replace(sample.structure, labels=labels),
         basis,
-        **operators,
+        overlap=replace(sample.operator("overlap"), basis=basis),
+        hamiltonian=replace(sample.operator("hamiltonian"), basis=basis),
         spin_orbit=sample.spin_orbit,
         provenance=sample.provenance,
     )
