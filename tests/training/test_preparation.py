@@ -67,9 +67,9 @@ def test_a_new_species_leaves_predictions_for_the_old_ones_as_they_were(with_new
     assert max(float((a - b).abs().max()) for a, b in zip(after.blocks, before.blocks, strict=True)) < 1e-10
 
 
-def test_a_model_learns_a_new_species(with_new_species):
+def test_a_model_learns_a_new_species(with_new_species, tmp_path):
     def error(epochs: int) -> float:
-        config = with_new_species(f"training.epochs={epochs}", f"output.dir='run{epochs}'")
+        config = with_new_species(f"training.epochs={epochs}", f"output.dir='{tmp_path / f'run{epochs}'}'")
         return train(config).to_dict()["errors"]["validation"]["mae_meV"]
 
     assert error(40) < 0.7 * error(1)
