@@ -46,6 +46,7 @@ class NodeEmbedding(nn.Module):
     Parameters
     ----------
     moment_scale : (n_species,) μ_B, the typical size of a moment; 0 for species whose moments are no input.
+    moment_sizes : whether the sizes of moments are an input; if not, every moment but zero counts as typical.
     """
 
     _WIDTHS = (0.25, 0.5, 1.0, 2.0)
@@ -53,9 +54,19 @@ class NodeEmbedding(nn.Module):
     moment_scale: Tensor
     widths: Tensor
 
-    def __init__(self, mode: Mode, l_max: int, algebra: SpinAlgebra, channels: int, moment_scale: Tensor) -> None:
+    def __init__(
+        self,
+        mode: Mode,
+        l_max: int,
+        algebra: SpinAlgebra,
+        channels: int,
+        moment_scale: Tensor,
+        *,
+        moment_sizes: bool = True,
+    ) -> None:
         super().__init__()
         self.mode, self.l_max, self.algebra, self.channels = mode, l_max, algebra, channels
+        self.moment_sizes = moment_sizes
         n_species = len(moment_scale)
         self.species = nn.Parameter(torch.randn(n_species, channels, dtype=torch.float64))
         # One set of radial weights for each power of the moment: l = 0 … l_max, or 1 and m.
@@ -73,7 +84,8 @@ class NodeEmbedding(nn.Module):
         scale = self.moment_scale[species]
         magnetic = (scale > 0) & (self.mode != "none")
         m = moments / torch.where(magnetic, scale, torch.ones_like(scale))[:, None] * magnetic[:, None]
-        return nn.functional.pad(m[:, 2:], (2, 0)) if self.mode == "collinear" else m
+        m = nn.functional.pad(m[:, 2:], (2, 0)) if self.mode == "collinear" else m
+        return m if self.moment_sizes else nn.functional.normalize(m, dim=1)
 
     def forward(self, species: Tensor, moments: Tensor) -> Tensor:
         """(n, M, 2, q, channels) from species (n,) and moments (n, 3) in μ_B."""

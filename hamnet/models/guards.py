@@ -70,6 +70,10 @@ def check_structure(loaded: LoadedModel, structure: Structure) -> list[str]:
         label = model.basis[index].label
         low, high = data.moments_mub.get(label, (0.0, np.inf))
         here = sizes[species == index]
+        if not model.config.moment_sizes:
+            if here.min() == 0:
+                warnings.append(f"moments of {label} that vanish; the model was trained on {low:.2f} … {high:.2f} μ_B")
+            continue
         if here.max() > (1 + _MOMENT_MARGIN) * high or here.min() < (1 - _MOMENT_MARGIN) * low:
             warnings.append(
                 f"moments of {label} are {here.min():.2f} … {here.max():.2f} μ_B, "

@@ -40,6 +40,7 @@ class ModelConfig:
     hidden : features of each kind on an edge. pair_channels : the same for the readout pairs.
     product_channels : features that enter the products on atoms. n_radial : radial functions.
     mean_neighbours : typical number of neighbours, set from the training set.
+    moment_sizes : whether the sizes of moments are an input beside their directions.
     """
 
     mode: Mode = "soc"
@@ -52,6 +53,7 @@ class ModelConfig:
     product_channels: int = 8
     n_radial: int = 8
     mean_neighbours: float = 12.0
+    moment_sizes: bool = True
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -88,7 +90,12 @@ class HamiltonianModel(nn.Module):
         c, algebra = config, ALGEBRAS[config.mode]
         self.l_readout = max(readout_degree(basis.species, config.mode), 1)
         self.embedding = NodeEmbedding(
-            config.mode, c.l_max, algebra, c.channels, torch.tensor(self.moment_scale, dtype=torch.float64)
+            config.mode,
+            c.l_max,
+            algebra,
+            c.channels,
+            torch.tensor(self.moment_scale, dtype=torch.float64),
+            moment_sizes=c.moment_sizes,
         )
         self.radial = RadialBasis(c.n_radial)
         # Radial functions see the two species through vectors of their own.

@@ -49,6 +49,10 @@ def _new(config: TrainConfig, data: TrainingData, say: Callable[[str], None]) ->
     cutoff = section.model_config(**measured).cutoff_ang
     if "mean_neighbours" not in section.settings:
         measured["mean_neighbours"] = mean_neighbours(data.train.structures(), cutoff)
+    if "moment_sizes" not in section.settings:
+        # Where a run was given directions alone, the size is its answer: it tells of the neighbours, and who predicts a
+        # texture does not know it.
+        measured["moment_sizes"] = data.survey.trained_on.constraint is None
     scales = moment_scales(data.train.structures(), basis, magnetic)
     model = build_model(section.name, section.model_config(**measured), basis, scales, seed=config.training.seed)
     _fit_readout(model, data.train, basis)

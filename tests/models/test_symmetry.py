@@ -352,3 +352,16 @@ def test_rounding_shrinks_with_precision(name, mode):
     single = random_model(name, mode).to(torch.float32)
     expected = rotate(predict(single, structure).to(torch.float64 if mode != "soc" else torch.complex128), q, spin=spin)
     assert predict(single, turned).to(expected.dtype).max_abs_difference(expected) < 1e-4
+
+
+@every_model
+@magnetic_mode
+def test_a_model_of_directions_does_not_see_the_sizes_of_moments(name, mode):
+    structure = crystal(mode)
+    sizes = np.array([0.7, 1.0, 1.6, 1.0])[:, None]
+    changed = structure.with_moments(structure.moments * sizes)
+    directions, vectors = (random_model(name, mode, moment_sizes=sized) for sized in (False, True))
+    assert predict(directions, changed).max_abs_difference(predict(directions, structure)) < TOLERANCE_EV
+    assert predict(vectors, changed).max_abs_difference(predict(vectors, structure)) > 1e-3
+    turned = structure.with_moments(-structure.moments)
+    assert predict(directions, turned).max_abs_difference(predict(directions, structure)) > 1e-3
