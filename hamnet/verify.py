@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -69,6 +69,43 @@ class MomentResidual:
     compared: NDArray[np.bool_]
     size_mub: NDArray[np.float64]
     angle_deg: NDArray[np.float64]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Keys as documented in ``docs/json.md``; null where nothing is compared."""
+        labels, found = np.array(self.labels), np.linalg.norm(self.computed_mub, axis=1)
+        species = []
+        for label in dict.fromkeys(self.labels):
+            here = labels == label
+            species.append(
+                {
+                    "label": label,
+                    "n_atoms": int(here.sum()),
+                    "n_compared": int((here & self.compared).sum()),
+                    "computed_size_mean_muB": float(found[here].mean()),
+                    **self._figures(here),
+                }
+            )
+        atoms = [
+            {
+                "label": label,
+                "given_muB": self.given_mub[a].tolist(),
+                "computed_muB": self.computed_mub[a].tolist(),
+                "size_muB": float(self.size_mub[a]),
+                "angle_deg": float(self.angle_deg[a]),
+            }
+            for a, label in enumerate(self.labels)
+        ]
+        return {**self._figures(self.compared), "species": species, "atoms": atoms}
+
+    def _figures(self, atoms: NDArray[np.bool_]) -> dict[str, float | None]:
+        """Mean and worst of |size| and angle of some atoms."""
+        figures: dict[str, float | None] = {}
+        for name, values in (("size", np.abs(self.size_mub[atoms])), ("angle", self.angle_deg[atoms])):
+            known = values[~np.isnan(values)]
+            unit = {"size": "muB", "angle": "deg"}[name]
+            figures[f"{name}_mean_{unit}"] = float(known.mean()) if len(known) else None
+            figures[f"{name}_worst_{unit}"] = float(known.max()) if len(known) else None
+        return figures
 
 
 def computed_moments(
