@@ -21,7 +21,7 @@ from torch import nn
 
 from hamnet import __version__
 from hamnet.basis import Basis
-from hamnet.errors import HamnetError, ModelError
+from hamnet.errors import ConfigError, HamnetError, ModelError
 
 from . import MODELS
 from .hamiltonian import HamiltonianModel
@@ -162,9 +162,10 @@ def load_model(
 
     dtype : precision to compute in; default: that of the file.
 
-    Raises :class:`ModelError` where the file is missing, damaged, not a model, or of a newer format.
+    Raises :class:`ModelError` where the file is missing, damaged, not a model, or of a newer format, and
+    :class:`ConfigError` for a device that is not there.
     """
-    path = Path(path)
+    path, device = Path(path), _device(device)
     header, state, checksum = _read(path)
     version = header.get("format_version")
     if header.get("format") != FORMAT or not isinstance(version, int):
@@ -194,6 +195,20 @@ def load_model(
     model = model.to(dtype=dtype or _DTYPES[header["dtype"]], device=device).eval()
     model.requires_grad_(False)
     return LoadedModel(model, header["model"], trained_on, header["provenance"], str(path), checksum)
+
+
+def _device(name: torch.device | str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device {str(name)!r}", expected="cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"device {str(name)!r}, which is not there",
+            expected="an NVIDIA GPU and a torch that was built for it",
+            remedy="compute on the cpu",
+        )
+    return device
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], str]:

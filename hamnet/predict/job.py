@@ -366,11 +366,10 @@ def _spread(
                 task = waiting.pop(future)
                 future.result()
                 yield task
-    except HamnetError:
-        raise
-    except OSError:
-        raise
     except Exception as error:
+        # An error of the user or of the disk is told as what it is; connections that break carry no number.
+        if isinstance(error, HamnetError) or (isinstance(error, OSError) and error.errno is not None):
+            raise
         raise HamnetError(
             f"a worker was lost ({type(error).__name__}: {error})",
             expected="workers that live as long as the work",

@@ -43,7 +43,7 @@ def partial_folder(folder: Path, identity: Mapping[str, str]) -> Iterator[None]:
     with (folder / _LOCK).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise StoreError(
                 "another process is at work here",
                 expected="one process for one output",

@@ -84,6 +84,7 @@ def test_the_forecast_and_where_the_time_went_are_told(hamnet):
         (("--memory-gb", "0.01"), "expected at least"),
         (("--workers", "0"), "--workers 0; expected at least 1"),
         (("--dask", "nowhere"), "no Dask scheduler at nowhere"),
+        (("--device", "gpu"), "device 'gpu'; expected cpu or cuda"),
     ],
 )
 def test_limits_that_cannot_be_kept_end_with_exit_code_2(hamnet, folder, words, message):
