@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -172,13 +174,32 @@ def disturbed(loaded: LoadedModel, structure: Structure, path: Path, step: str, 
 KILL = "os.kill(os.getpid(), signal.SIGKILL)"
 
 
+def interrupted(loaded: LoadedModel, structure: Structure, path: Path, step: str, number: int, action=None) -> None:
+    """A prediction in this process, broken off (or `action` done) after progress call `number` of `step`."""
+    calls = itertools.count(1)
+
+    def after(name: str, finished: int, total: int) -> None:
+        if name == step and next(calls) == number:
+            if action is None:
+                raise KeyboardInterrupt
+            action()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hamnet.predict.job._TASK_S", 0.0)
+        if action is not None:
+            return predict_to_file(loaded, structure, path, tile=TILE, on_progress=after)
+        with pytest.raises(KeyboardInterrupt):
+            predict_to_file(loaded, structure, path, tile=TILE, on_progress=after)
+
+
 @pytest.mark.parametrize(("step", "number"), [("features", 7), ("blocks", 5), ("file", 2)])
 def test_a_killed_call_goes_on_where_it_was_and_ends_with_the_same_bits(
     loaded, small, expected, tmp_path, step, number
 ):
     path = tmp_path / "h.h5"
+    path.write_bytes(b"")
     assert disturbed(loaded, small, path, step, number, KILL).returncode == -signal.SIGKILL
-    assert not path.exists()
+    assert path.read_bytes() == b"", "what stood under the name stays until the end"
     calls: list[str] = []
     forecasts: list[Forecast] = []
     predict_to_file(
@@ -194,7 +215,7 @@ def test_a_killed_call_goes_on_where_it_was_and_ends_with_the_same_bits(
 
 def test_a_killed_call_may_go_on_with_other_tiles_and_less_memory(loaded, small, expected, tmp_path):
     path = tmp_path / "h.h5"
-    disturbed(loaded, small, path, "blocks", 2, KILL)
+    interrupted(loaded, small, path, "blocks", 2)
     there = finished_rows(path.with_name("h.h5.partial"), "blocks_0_0")
     assert 0 < there.sum() < len(there)
     predict_to_file(loaded, small, path, tile=Tile(5, 33), memory_gb=3)
@@ -203,7 +224,7 @@ def test_a_killed_call_may_go_on_with_other_tiles_and_less_memory(loaded, small,
 
 def test_another_command_is_refused_where_a_killed_one_left_its_work(loaded, model_file, small, expected, tmp_path):
     path = tmp_path / "h.h5"
-    disturbed(loaded, small, path, "blocks", 1, KILL)
+    interrupted(loaded, small, path, "blocks", 1)
     other_model = load_model(model_file(n_layers=1))
     narrow = load_model(loaded.path, dtype=torch.float32)
     changes: list[tuple[dict, str]] = [
@@ -244,13 +265,6 @@ def test_two_processes_do_not_write_one_file(loaded, small, tmp_path):
 
     predict_to_file(loaded, small, tmp_path / "h.h5", on_progress=again)
     assert len(refused) == 1
-
-
-def test_what_stood_under_the_name_stays_until_the_end(loaded, small, expected, tmp_path):
-    path = tmp_path / "h.h5"
-    path.write_bytes(expected.read_bytes())
-    disturbed(loaded, small, path, "file", 2, KILL)
-    assert path.read_bytes() == expected.read_bytes()
 
 
 # -- workers -----------------------------------------------------------------------------------------------------------
@@ -375,16 +389,17 @@ def test_memory_stays_within_the_forecast_though_the_blocks_are_larger(model_fil
     assert size > 1.5 * (forecast - held), "the blocks would not fit"
 
 
-DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))"
-
-
 @pytest.mark.parametrize(("step", "number"), [("blocks", 3), ("file", 1)])
 def test_a_full_disk_is_told_and_what_is_finished_is_kept(loaded, small, expected, tmp_path, step, number):
-    path = tmp_path / "h.h5"
-    done = disturbed(loaded, small, path, step, number, DISK)
-    assert done.returncode == 1
-    assert "StoreError" in done.stderr
-    assert "no space left on the disk" in done.stderr
+    path, limits = tmp_path / "h.h5", resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(StoreError, match=r"no space left on the disk .*Free some space"):
+            interrupted(
+                loaded, small, path, step, number,
+                action=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1])),
+            )  # fmt: skip
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not path.exists()
     forecasts: list[Forecast] = []
     predict_to_file(loaded, small, path, tile=TILE, on_forecast=forecasts.append)
