@@ -51,6 +51,21 @@ def test_matrices_of_a_stack_do_not_see_each_other():
     torch.testing.assert_close(path(SOAP, gradients), alone, rtol=0, atol=1e-6)
 
 
+def test_weights_of_one_shape_do_not_see_each_other_though_they_are_stacked():
+    """Also where one of them has no gradient now and then."""
+    gradients = random(N_STEPS, 3, 6, 5)
+    missing = {(n, step) for n in range(3) for step in range(N_STEPS) if n and (step + n) % 4 == 0}
+    weights = [torch.zeros(6, 5, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    optimiser = SOAP(weights, lr=1e-2)
+    for step in range(N_STEPS):
+        for n, weight in enumerate(weights):
+            weight.grad = None if (n, step) in missing else gradients[step, n]
+        optimiser.step()
+    for n, weight in enumerate(weights):
+        seen = [gradients[step, n] for step in range(N_STEPS) if (n, step) not in missing]
+        torch.testing.assert_close(weight.detach(), path(SOAP, torch.stack(seen)), rtol=0, atol=1e-6)
+
+
 def test_it_learns_channels_of_very_different_size_faster_than_adam():
     """Least squares on mixtures of inputs whose sizes span two orders of magnitude, a few at a time."""
     inputs = random(4000, 12) * torch.logspace(0, -2, 12, dtype=torch.float64)
