@@ -15,6 +15,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 __all__ = ["AtomicCheckpointIO", "Checkpoints", "History", "Reporter", "write_text"]
 
@@ -51,7 +52,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Checkpoints(Checkpoint):
     """``last.ckpt``: at the end of every n-th epoch and of the run, and inside an epoch when `minutes` have passed.
 
-    Inside an epoch it is written between two steps, at SIGTERM too, so that a resumed run goes on with the next step.
+    Inside an epoch it is written between two steps, so that a resumed run goes on with the next one; at SIGTERM too,
+    where it comes between two steps.
     """
 
     def __init__(self, folder: Path, *, every_n_epochs: int, minutes: float) -> None:
@@ -67,7 +69,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        if self._overdue(pl_module) or (trainer.received_sigterm and trainer.world_size == 1):
+        if self._overdue(pl_module):
             pl_module.mean_loss()  # nothing that is not finite may replace the last checkpoint
             self._save(trainer, pl_module)
 
@@ -79,6 +81,12 @@ class Checkpoints(Checkpoint):
 
     def _overdue(self, pl_module: Any) -> bool:
         return bool(self.minutes) and pl_module.now_s - self._last_s >= 60 * self.minutes
+
+    def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
+        # Lightning raises this after a batch or an epoch. It may reach one of several processes only, and all must
+        # write together; and neither waiting gradients nor half a validation can be taken up again.
+        if isinstance(exception, SIGTERMException) and trainer.world_size == 1 and pl_module.between_steps:
+            self._save(trainer, pl_module)
 
     def _save(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         trainer.save_checkpoint(self.path)

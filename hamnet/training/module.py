@@ -243,6 +243,12 @@ class TrainingModule(lightning.LightningModule):
         if self.trainer.is_last_batch or self.trainer.should_stop:
             self.log("train_loss", self.mean_loss(), on_step=False, on_epoch=True, prog_bar=True, batch_size=1)
 
+    @property
+    def between_steps(self) -> bool:
+        """Whether neither a gradient nor a validation is half done."""
+        at_step = self.n_parts_done % self.config.training.accumulate == 0 or self.trainer.is_last_batch
+        return at_step and not self._exchanged
+
     def mean_loss(self) -> float:
         """Mean over what is done of the epoch, by all processes. Raises :class:`ModelError` where it is not finite."""
         total, fraction = summed([float(self.loss_sum), self.fraction_done])
@@ -265,7 +271,7 @@ class TrainingModule(lightning.LightningModule):
             "n_averaged": self.n_averaged,
             "best": {"mae_mev": self.best.mae_mev, "weights": self.best.weights, "since": self.best.since},
             "plateau": self.plateau.state(),
-            "epoch": self.current_epoch + at_end,
+            "epoch": self.trainer.fit_loop.epoch_progress.current.processed,
             "n_parts_done": 0 if at_end else self.n_parts_done,
             "loss_sums": gathered(float(self.loss_sum)),
             "fractions": gathered(self.fraction_done),

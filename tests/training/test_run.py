@@ -15,12 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from hamnet.errors import ConfigError, ModelError
+from hamnet.errors import ConfigError, HamnetError, ModelError
 from hamnet.models.io import load_model
 from hamnet.predict import predict
-from hamnet.store import write_samples
+from hamnet.store import SampleSet, write_samples
+from hamnet.training.callbacks import Checkpoints, History
 from hamnet.training.config import load_config
 from hamnet.training.evaluate import evaluate
+from hamnet.training.module import TrainingModule
 from hamnet.training.run import train
 from preprocessing.readers import read_run
 
@@ -61,6 +63,8 @@ def test_same_seed_gives_the_same_weights_and_another_seed_others(tiny, tmp_path
 def test_a_run_killed_by_sigkill_and_resumed_has_the_losses_of_an_uninterrupted_one(tiny, tmp_path):
     # The schedule with most state: its factor depends on all validations so far.
     options = ("optimiser.schedule=plateau", "optimiser.plateau_patience=1", "training.epochs=12")
+    # Checkpoints inside epochs as well.
+    options += ("training.batch_size=1", "output.checkpoint_minutes=1e-9")
     train(tiny(*options, f"output.dir={tmp_path / 'whole'}"))
     command = [sys.executable, "-m", "hamnet.cli.main", "train", "train.toml", "--resume"]
     for option in options:
@@ -80,10 +84,99 @@ def test_a_run_killed_by_sigkill_and_resumed_has_the_losses_of_an_uninterrupted_
     assert 3 <= len(done) < 12, "killed too late to show anything"
     assert not (tmp_path / "run" / "model.safetensors").exists()
     train(tiny(*options), resume=True)
-    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
-    whole, resumed = (load_model(tmp_path / name / "model.safetensors").model for name in ("whole", "run"))
-    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+    same_end(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.fixture
+def many(tiny, fept_set, tmp_path):
+    """Six crystals, one in each step."""
+    with SampleSet(fept_set) as samples:
+        crystals = [replace(samples[n % 3], name=f"s{n}") for n in range(6)]
+    write_samples(tmp_path / "six.h5", crystals)
+    options = (f"data.train={{path='{tmp_path}/six.h5'}}", "training.batch_size=1", "training.epochs=4")
+
+    def config(*more: str):
+        return tiny(*options, *more)
+
+    return config
+
+
+def same_end(one: Path, two: Path) -> None:
+    assert losses(one) == losses(two)
+    first, second = (load_model(folder / "model.safetensors").model for folder in (one, two))
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("extra", "n_checkpoints", "n_parts_done"),
+    [
+        ((), 8, 2),
+        (("training.accumulate=2", "optimiser.schedule=plateau"), 5, 4),
+        (("data.workers=1", "data.cache=none"), 7, 1),
+        (("training.band_weight=0.1", "optimiser.name=adam"), 8, 2),
+    ],
+)
+def test_a_run_that_dies_inside_an_epoch_goes_on_with_the_next_step(
+    many, tmp_path, monkeypatch, extra, n_checkpoints, n_parts_done
+):
+    options = ("training.epochs=3", *extra)
+    whole = [option for option in options if not option.startswith("data.")]
+    train(many(*whole, f"output.dir={tmp_path / 'whole'}"))
+    config = many(*options, "output.checkpoint_minutes=1e-9")
+    with monkeypatch.context() as patch:
+        saved, save = [], Checkpoints._save
+
+        def save_and_die(self, *arguments):
+            save(self, *arguments)
+            saved.append(self.path)
+            if len(saved) == n_checkpoints:
+                raise ProcessLookupError("killed")
+
+        patch.setattr(Checkpoints, "_save", save_and_die)
+        with pytest.raises(HamnetError, match="killed"):
+            train(config)
+    state = torch.load(saved[-1], weights_only=True)["hamnet"]
+    assert (state["epoch"], state["n_parts_done"]) == (1, n_parts_done)
+    train(config, resume=True)
+    same_end(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("where", "hook", "n_calls", "place"),
+    [
+        ("inside an epoch", (TrainingModule, "on_train_batch_end"), 9, (1, 3)),
+        ("at the end of an epoch", (History, "on_train_epoch_end"), 2, (2, 0)),
+    ],
+)
+def test_a_terminated_run_leaves_a_checkpoint_of_its_last_step(
+    many, tmp_path, monkeypatch, where, hook, n_calls, place
+):
+    train(many(f"output.dir={tmp_path / 'whole'}"))
+    config = many("output.checkpoint_minutes=0", "output.checkpoint_every=1000")
+    with monkeypatch.context() as patch:
+        calls, method = [], getattr(*hook)
+
+        def terminate(*arguments):
+            calls.append(method(*arguments))
+            if len(calls) == n_calls:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        patch.setattr(*hook, terminate)
+        with pytest.raises(KeyboardInterrupt):  # exit code 130
+            train(config)
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["hamnet"]
+    assert (state["epoch"], state["n_parts_done"]) == place, where
+    train(config, resume=True)
+    same_end(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_run_without_progress_ends_early_and_stays_ended(tiny, tmp_path):
+    options = ("optimiser.lr=1e-12", "training.patience=2", "training.epochs=50")
+    result = train(tiny(*options)).to_dict()
+    assert result["epochs"] < 10
+    again = train(tiny(*options), resume=True).to_dict()
+    assert (again["steps"], again["errors"]) == (result["steps"], result["errors"])
 
 
 def test_resuming_a_finished_run_trains_no_further(tiny, tmp_path):
