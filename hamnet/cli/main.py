@@ -17,6 +17,8 @@ _VERBS = {
     "preprocess": "read DFT runs into one sample set",
     "train": "train a model as a configuration file says",
     "evaluate": "errors of a model on a set or on DFT runs",
+    "committee": "join models of several seeds, and measure how far to trust them",
+    "select": "which structures to compute next: where the models are least sure, and not the same twice",
     "texture": "put a spin texture on a supercell: spirals, walls, skyrmions, vortices, files",
     "predict": "predict the Hamiltonian of a structure",
     "bands": "band structure of a predicted or computed Hamiltonian",

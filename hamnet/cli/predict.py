@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from hamnet.predict import Forecast, Report
+    from hamnet.predict.committee_job import CommitteeReport
 
 __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL", help="model file")
+    parser.add_argument(
+        "model",
+        type=Path,
+        metavar="MODEL",
+        help="model file, or file of `hamnet committee`: mean H and expected errors",
+    )
     parser.add_argument(
         "structure", type=Path, help="structure file that ASE reads, DFT run folder, or sample set (.h5)"
     )
@@ -46,6 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes on this machine (%(default)s)")
     parser.add_argument("--dask", metavar="ADDRESS", help="compute on the workers of this Dask scheduler instead")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="diagonalise the predicted H and compare its moments with those given; exit code 1 if they contradict",
+    )
+    parser.add_argument(
+        "--mesh", type=int, nargs=3, metavar=("N1", "N2", "N3"), help="k points for --verify (4 per 1/Å of each vector)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -57,10 +71,15 @@ def run(args: argparse.Namespace) -> int:
 
     from hamnet.cli.output import print_json
     from hamnet.cli.structures import load_structure
-    from hamnet.models.io import load_model
+    from hamnet.cli.verification import print_verification, verify_prediction
+    from hamnet.errors import ConfigError
     from hamnet.predict import predict_to_file
+    from hamnet.predict.committee import load_committee
+    from hamnet.predict.committee_job import predict_committee_to_file, write_uncertainty
 
-    loaded = load_model(args.model, device=args.device)
+    if args.mesh is not None and not args.verify:
+        raise ConfigError("--mesh without --verify", expected="both")
+    committee = load_committee(args.model, device=args.device)
     structure, source = load_structure(
         args.structure,
         sample=args.sample,
@@ -68,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
         overlap=args.overlap,
         overlap_sample=args.overlap_sample,
     )
+    if args.verify and (source is None or source.overlap is None):
+        raise ConfigError("--verify without an overlap", expected="--overlap RUN, or a run or set as STRUCTURE")
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
     progress = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
     bars: dict[str, TaskID] = {}
@@ -76,27 +97,35 @@ def run(args: argparse.Namespace) -> int:
         bars[step] = bars[step] if step in bars else progress.add_task(step, total=total)
         progress.update(bars[step], completed=finished)
 
+    def announce(forecast: Forecast) -> None:
+        progress.console.print(_announcement(forecast), highlight=False, soft_wrap=True)
+
     with _executor(args.workers, args.dask) as (executor, workers), progress:
-        report = predict_to_file(
-            loaded,
-            structure,
-            args.output,
-            source=source,
-            memory_gb=args.memory_gb,
-            executor=executor,
-            workers=workers,
-            on_forecast=lambda forecast: progress.console.print(
-                _announcement(forecast), highlight=False, soft_wrap=True
-            ),
-            on_progress=advance,
-        )
-    for warning in report.warnings:
+        settings = {"source": source, "memory_gb": args.memory_gb, "executor": executor, "workers": workers}
+        settings |= {"on_forecast": announce, "on_progress": advance}
+        if len(committee.members) == 1:
+            report = predict_to_file(committee.first, structure, args.output, **settings)
+            result = {"model_sha256": committee.first.checksum, **_result(report, [report]), **_uncertainty(None, None)}
+            result |= {"n_atoms": report.forecast.n_atoms, "n_pairs": report.forecast.n_pairs}
+        else:
+            joined = predict_committee_to_file(
+                committee, structure, args.output, on_member=lambda number: bars.clear(), **settings
+            )
+            errors = write_uncertainty(args.output.with_name(f"{args.output.stem}_uncertainty.npz"), joined)
+            result = {"model_sha256": None, **_result(joined, joined.members), **_uncertainty(joined, errors)}
+            result |= {"n_atoms": joined.n_atoms, "n_pairs": joined.n_pairs}
+    result = {"output": str(args.output), "n_members": len(committee.members), **result, "verification": None}
+    for warning in result["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
+    if args.verify:
+        result["verification"] = verify_prediction(args.output, committee, args.mesh)
     if args.json:
-        print_json({"output": str(args.output), "model_sha256": loaded.checksum, **_result(report)})
+        print_json(result)
     else:
-        _print(args.output, report)
-    return 0
+        _print(result)
+        if args.verify:
+            print_verification(result["verification"])
+    return 1 if args.verify and result["verification"]["unusual_atoms"] else 0
 
 
 @contextmanager
@@ -163,28 +192,49 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _result(report: Report) -> dict:
-    forecast = report.forecast
+def _result(whole: Report | CommitteeReport, parts: Sequence[Report]) -> dict[str, Any]:
+    """The set that was written, and what it took: one part, or one for each member that this call computed."""
+    steps = {step: sum(part.seconds[step] for part in parts) for step in (parts[0].seconds if parts else ())}
     return {
-        "n_atoms": forecast.n_atoms,
-        "n_pairs": forecast.n_pairs,
-        "memory_estimate_GB": forecast.memory_gb,
-        "seconds_estimate": forecast.seconds,
-        "disk_estimate_GB": forecast.disk_gb,
-        "resumed_fraction": forecast.finished,
-        "seconds": sum(report.seconds.values()),
-        "seconds_by_step": dict(report.seconds),
-        "memory_peak_GB": report.memory_gb,
-        "file_bytes": report.file_bytes,
-        "n_electrons": report.n_electrons,
-        "has_overlap": report.has_overlap,
-        "warnings": list(report.warnings),
+        "memory_estimate_GB": max((part.forecast.memory_gb for part in parts), default=None),
+        "seconds_estimate": sum(part.forecast.seconds for part in parts),
+        "disk_estimate_GB": sum(part.forecast.disk_gb for part in parts),
+        "resumed_fraction": sum(part.forecast.finished for part in parts) / len(parts) if parts else 1.0,
+        "seconds": sum(steps.values()),
+        "seconds_by_step": steps,
+        "memory_peak_GB": max((part.memory_gb for part in parts), default=None),
+        "file_bytes": whole.file_bytes,
+        "n_electrons": whole.n_electrons,
+        "has_overlap": whole.has_overlap,
+        "warnings": list(whole.warnings),
     }
 
 
-def _print(output: Path, report: Report) -> None:
-    print(f"{output}: Hamiltonian of {report.forecast.n_atoms} atoms, {report.file_bytes / 1e6:.3g} MB")
-    steps = ", ".join(f"{step} {_duration(seconds)}" for step, seconds in report.seconds.items())
-    print(f"{_duration(sum(report.seconds.values()))}: {steps}; at most {report.memory_gb:.2g} GB of memory")
-    if not report.has_overlap:
+def _uncertainty(report: CommitteeReport | None, path: Path | None) -> dict[str, Any]:
+    """Spread and expected error of a committee; null for one model."""
+    from hamnet.units import MEV_PER_EV
+
+    values: dict[str, Any] = {"uncertainty": None, "spread_rmse_meV": None, "expected_rmse_meV": None}
+    if report is None:
+        return values
+    values["uncertainty"] = str(path)
+    values["spread_rmse_meV"] = report.rms_ev(report.spread_ev) * MEV_PER_EV
+    if report.expected_ev is not None:
+        values["expected_rmse_meV"] = report.rms_ev(report.expected_ev) * MEV_PER_EV
+    return values
+
+
+def _print(result: dict[str, Any]) -> None:
+    print(f"{result['output']}: Hamiltonian of {result['n_atoms']} atoms, {result['file_bytes'] / 1e6:.3g} MB")
+    if result["seconds_by_step"]:
+        steps = ", ".join(f"{step} {_duration(seconds)}" for step, seconds in result["seconds_by_step"].items())
+        print(f"{_duration(result['seconds'])}: {steps}; at most {result['memory_peak_GB']:.2g} GB of memory")
+    if result["n_members"] > 1:
+        expected = result["expected_rmse_meV"]
+        error = "not calibrated" if expected is None else f"expected error {expected:.3g} meV"
+        print(
+            f"mean of {result['n_members']} models, spread {result['spread_rmse_meV']:.3g} meV (root mean square), "
+            f"{error}; by pair in {result['uncertainty']}"
+        )
+    if not result["has_overlap"]:
         print("No overlap was given: bands and densities of states need one (--overlap).")

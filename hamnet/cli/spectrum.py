@@ -16,6 +16,7 @@ from .sources import Source, hamiltonian_of, load_source
 
 if TYPE_CHECKING:
     from hamnet.blocks import BlockOperator
+    from hamnet.sample import Sample
     from postprocess.bands import Bands, Progress
     from postprocess.fermi import FermiLevel
     from postprocess.grouping import Grouping
@@ -27,6 +28,7 @@ __all__ = [
     "add_source_arguments",
     "add_zero_arguments",
     "color_of",
+    "dense_mesh",
     "electrons_of",
     "grouping_of",
     "load_overlay",
@@ -132,14 +134,19 @@ def grouping_of(choice: str, hamiltonian: BlockOperator) -> Grouping | None:
 
 def mesh_of(args: argparse.Namespace, source: Source) -> KMesh:
     """The mesh asked for: sizes, or a density along the directions with dispersion."""
-    from postprocess.kmesh import k_mesh, mesh_size
-    from postprocess.kpath import periodic_directions
+    from postprocess.kmesh import k_mesh
 
     if args.mesh is not None:
         return k_mesh(args.mesh)
-    structure = source.sample.structure
-    density = _DENSITY_ANG if args.density is None else args.density
-    return k_mesh(mesh_size(structure, density, periodic_directions(structure, hamiltonian_of(source).pairs)))
+    return dense_mesh(source.sample, _DENSITY_ANG if args.density is None else args.density)
+
+
+def dense_mesh(sample: Sample, density_ang: float) -> KMesh:
+    """The mesh with so many points per 1/Å along the directions in which the pairs reach into the next cell."""
+    from postprocess.kmesh import k_mesh, mesh_size
+    from postprocess.kpath import periodic_directions
+
+    return k_mesh(mesh_size(sample.structure, density_ang, periodic_directions(sample.structure, sample.pairs)))
 
 
 def electrons_of(args: argparse.Namespace, source: Source) -> float | None:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from hamnet.errors import StructureError
 
 if TYPE_CHECKING:
+    from ase import Atoms
+
     from hamnet.sample import Sample
     from hamnet.structure import Structure
 
-__all__ = ["load_structure", "read_moments", "read_structure"]
+__all__ = ["load_structure", "read_moments", "read_structure", "read_structures"]
 
 _SET_SUFFIXES = (".h5", ".hdf5")
 
@@ -45,29 +47,43 @@ def load_structure(
 
 
 def read_structure(path: str | Path) -> Structure:
-    """A structure from any file that ASE reads.
+    """The one structure in a file; see :func:`read_structures`."""
+    structures = read_structures(path)
+    if len(structures) > 1:
+        raise StructureError(f"{len(structures)} structures", expected="one", path=path)
+    return structures[0]
+
+
+def read_structures(path: str | Path) -> list[Structure]:
+    """All structures of any file that ASE reads.
 
     Moments: an array ``moments`` or ``magmoms`` (n, 3) of an extended xyz file, or the initial magnetic moments (n, 3),
     or (n,) along z. Raises :class:`StructureError` for what cannot be read or has no cell.
     """
-    import numpy as np
     from ase.io import read
-
-    from hamnet.structure import Structure
 
     path = Path(path)
     if not path.is_file():
         raise StructureError("no such file", expected="a structure file, a DFT run folder or a sample set", path=path)
     try:
-        atoms = read(path)
+        found = read(path, index=":")
     except Exception as error:
         raise StructureError(
             f"cannot be read as a structure ({type(error).__name__}: {error})",
             expected="a file that ASE reads (extxyz, cif, POSCAR, …), with the suffix of its format",
             path=path,
         ) from error
-    if isinstance(atoms, list):
-        raise StructureError(f"{len(atoms)} structures", expected="one", path=path)
+    found = found if isinstance(found, list) else [found]
+    if not found:
+        raise StructureError("no structure", expected="at least one", path=path)
+    return [_structure_of(atoms, path) for atoms in found]
+
+
+def _structure_of(atoms: Atoms, path: Path) -> Structure:
+    import numpy as np
+
+    from hamnet.structure import Structure
+
     if not atoms.cell.rank == 3:
         raise StructureError(f"a cell of rank {atoms.cell.rank}", expected="three lattice vectors", path=path)
     moments = None
