@@ -271,7 +271,7 @@ class TrainingModule(lightning.LightningModule):
             "n_averaged": self.n_averaged,
             "best": {"mae_mev": self.best.mae_mev, "weights": self.best.weights, "since": self.best.since},
             "plateau": self.plateau.state(),
-            "epoch": self.trainer.fit_loop.epoch_progress.current.processed,
+            "epoch": self.trainer.fit_loop.epoch_progress.current.processed,  # pyright: ignore[reportAttributeAccessIssue]
             "n_parts_done": 0 if at_end else self.n_parts_done,
             "loss_sums": gathered(float(self.loss_sum)),
             "fractions": gathered(self.fraction_done),

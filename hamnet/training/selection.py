@@ -78,10 +78,10 @@ class TrainingData:
             others = [f"{train.name(t.first)!r} and {train.name(t.second)!r}" for t, _ in apart if t is not worst]
             text = (
                 f"{names[0]} and {names[1]} are the same input, but their Hamiltonians differ by up to "
-                f"{size.largest_mev:.3g} meV (mean {size.mean_mev:.3g} meV"
+                f"{size.largest_mev:.1f} meV (mean {size.mean_mev:.3g} meV"
             )
             aligned = size.largest_mu_aligned_mev
-            text += ")" if aligned is None else f"; after the best shift μS up to {aligned:.3g} meV)"
+            text += ")" if aligned is None else f"; after the best shift μS up to {aligned:.1f} meV)"
             text += f"; so do {', '.join(others[:4])}{' …' if len(others) > 4 else ''}" if others else ""
             if not allow:
                 raise ConfigError(

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from hamnet.basis import Basis
+from hamnet.errors import StructureError
 from hamnet.structure import Structure
+from hamnet.symmetry import match_atoms
 from hamnet.units import MEV_PER_EV
 
 from .samples import SampleList
@@ -108,24 +110,18 @@ def match(
     (a, species_a, moments_a), (b, species_b, moments_b) = first, second
     if not np.allclose(a.cell, b.cell, rtol=0, atol=_POSITION_ANG) or not np.array_equal(a.pbc, b.pbc):
         return None
-    inverse = np.linalg.inv(a.cell)
     kinds, counts = np.unique(species_a, return_counts=True)
     rare = kinds[counts.argmin()]
     anchor = int(np.flatnonzero(species_a == rare)[0])
     for candidate in np.flatnonzero(species_b == rare).tolist():
-        shift = a.positions[anchor] - b.positions[candidate]
-        between = (a.positions[:, None] - b.positions[None] - shift) @ inverse
-        wraps = np.rint(between) * a.pbc
-        distance = np.linalg.norm((between - wraps) @ a.cell, axis=2)
-        equal = (
-            (distance < 2 * _POSITION_ANG)
-            & (species_a[:, None] == species_b[None])
-            & (np.linalg.norm(moments_a[:, None] - moments_b[None], axis=2) < _MOMENT_MUB)
-        )
-        order = equal.argmax(axis=1)
-        if equal.any(axis=1).all() and np.array_equal(np.sort(order), np.arange(len(order))):
-            atoms = np.arange(len(order))
-            return order, wraps[atoms, order].astype(np.int64)
+        try:
+            moved = b.translated(a.positions[anchor] - b.positions[candidate])
+            order, shifts = match_atoms(moved, a, tolerance_ang=2 * _POSITION_ANG)
+        except StructureError:
+            continue
+        distance = np.linalg.norm(moments_a - moments_b[order], axis=1).max()
+        if distance < _MOMENT_MUB and np.array_equal(species_a, species_b[order]) and not shifts[:, ~a.pbc].any():
+            return order, shifts
     return None
 
 
