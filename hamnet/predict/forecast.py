@@ -72,11 +72,12 @@ class Trial:
 
 
 def run_trial(model: HamiltonianModel, crystal: Crystal, half: HalfPairs, tile: Tile) -> Trial:
-    """Compute a quarter of a tile on features of zeros, whose time is that of any others."""
+    """Compute a part of a tile on features of zeros, whose time is that of any others."""
     n_atoms = len(crystal.species)
-    # The first call meets cold caches; where all is done in seconds, an exact forecast is not worth a second one.
-    calls = 1 if n_atoms < 16 * tile.n_atoms else 2
-    atoms = slice(0, min(n_atoms, ceil(tile.n_atoms / 4)))
+    # Where all is done in seconds, a good forecast is not worth its time: the first call meets cold caches, and small
+    # tiles are slow.
+    calls, part = (1, 16) if n_atoms < 16 * tile.n_atoms else (2, 4)
+    atoms = slice(0, min(n_atoms, ceil(tile.n_atoms / part)))
     known, atom_s, features = None, [], []
     for layer in range(model.config.n_layers):
         seconds, values = _timed(calls, partial(features_of_tile, model, crystal, layer, atoms, known))
@@ -85,7 +86,7 @@ def run_trial(model: HamiltonianModel, crystal: Crystal, half: HalfPairs, tile: 
         known = np.broadcast_to(np.zeros_like(values[:1]), (n_atoms, *values.shape[1:]))
     assert known is not None
     group = max(half.groups, key=lambda g: g.stop - g.start)
-    pairs = slice(group.start, min(group.stop, group.start + ceil(tile.n_pairs / 4)))
+    pairs = slice(group.start, min(group.stop, group.start + ceil(tile.n_pairs / part)))
     seconds, blocks = _timed(calls, partial(blocks_of_tile, model, crystal, group, pairs, known))
     pair_s = seconds / len(blocks) / directions(group.row_species, group.col_species)
     return Trial(tuple(atom_s), pair_s, tuple(features), blocks.shape[1], blocks.dtype)
