@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hamnet import __version__
 from hamnet.errors import HamnetError, ModelError, StoreError
 from hamnet.models.hamiltonian import HamiltonianModel
 from hamnet.models.io import LoadedModel, load_model
@@ -214,7 +215,7 @@ def _identity(loaded: LoadedModel, plan: Plan, crystal: Crystal, name: str) -> d
 
     s = plan.structure
     return {
-        "format": "1",
+        "version of hamnet": __version__,
         "model": loaded.checksum,
         "precision": str(loaded.model.edge_species.dtype),
         "structure": digest(s.cell, s.positions, s.numbers, s.pbc, plan.pairs.species),
