@@ -37,16 +37,20 @@ class Selection:
     path : the set, relative to the configuration file.
     names : patterns (``nibr2_2x1/r0*``) or plain names of the samples wanted. exclude : those left out again.
     fraction : share of what is left that is used, drawn with the seed of the run.
+    labels : new names of species, as ``{ Br = "Br_small" }``, where another set uses the label for another basis.
     """
 
     path: str
     names: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     fraction: float = 1.0
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check(0 < self.fraction <= 1, "fraction", self.fraction, "above 0 and at most 1")
         _check(bool(self.names), "names", [], "at least one pattern")
+        named = isinstance(self.labels, Mapping) and all(isinstance(label, str) for label in self.labels.values())
+        _check(named, "labels", self.labels, 'a table of labels, as { Br = "Br_small" }')
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,7 +440,7 @@ def _convert(kind: Any, value: Any, place: str) -> Any:
             value = {"path": value}
         return _build(kind, value, place)  # type: ignore[arg-type]
     if origin is Mapping or kind is Mapping:
-        return dict(value)
+        return dict(value) if isinstance(value, Mapping) else value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):

@@ -101,7 +101,8 @@ def train(
         model, limits, facts = prepare_model(config, data, say=say)
     if not resume:
         allow = config.data.contradictions == "allow"
-        data.check_inputs(model.basis, facts["magnetic"], allow=allow, say=say)
+        sizes = model.config.moment_sizes
+        data.check_inputs(model.basis, facts["magnetic"], sizes=sizes, allow=allow, say=say)
         data.check_labels(model.basis)
     n_weights = sum(p.numel() for p in model.parameters())
     say(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,15 +29,21 @@ __all__ = ["SampleList", "select", "split"]
 class SampleList:
     """Samples of one or several sets; nothing but names is kept in memory. Can be sent to other processes.
 
-    places : (path of the set, name of the sample) of each.
+    places : (path of the set, name of the sample) of each. labels : for each set, other names of its species.
     """
 
-    def __init__(self, places: Sequence[tuple[str, str]]) -> None:
-        self.places = tuple(places)
+    def __init__(
+        self, places: Sequence[tuple[str, str]], labels: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+    ) -> None:
+        self.places, self.labels = tuple(places), {path: dict(names) for path, names in labels.items() if names}
         self._sets: dict[str, SampleSet] = {}
 
     def __reduce__(self):
-        return (type(self), (self.places,))
+        return (type(self), (self.places, self.labels))
+
+    def at(self, indices: Iterable[int]) -> SampleList:
+        """Some of the samples."""
+        return SampleList([self.places[index] for index in indices], self.labels)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -51,7 +59,10 @@ class SampleList:
 
     def structure(self, index: int) -> Structure:
         source, name = self._of(index)
-        return source.structure(name)
+        structure, renamed = source.structure(name), self.labels.get(self.places[index][0])
+        if renamed is None:
+            return structure
+        return replace(structure, labels=tuple(renamed.get(label, label) for label in structure.labels))
 
     def structures(self) -> Iterator[Structure]:
         return (self.structure(index) for index in range(len(self)))
@@ -74,7 +85,22 @@ class SampleList:
     def basis(self, index: int) -> Basis:
         """The species that occur in the sample."""
         source, name = self._of(index)
-        return source.basis_of(name)
+        return self._renamed(index, source.basis_of(name))
+
+    def _renamed(self, index: int, basis: Basis) -> Basis:
+        """With the labels of this list. They must keep the order of the species, and with it that of the blocks."""
+        names = self.labels.get(self.places[index][0])
+        if names is None:
+            return basis
+        species = [replace(s, label=names.get(s.label, s.label)) for s in basis.species]
+        renamed = Basis(tuple(species))
+        if list(renamed.species) != species:
+            raise ConfigError(
+                f"labels {names} change the order of the species {', '.join(basis.labels)}",
+                expected="labels that sort within an element like those of the set",
+                path=self.places[index][0],
+            )
+        return renamed
 
     def has(self, index: int, kind: str) -> bool:
         """Whether an operator is stored."""
@@ -97,7 +123,7 @@ class SampleList:
     def pairs(self, index: int, basis: Basis) -> Pairs:
         """Pairs with species numbered as in `basis`."""
         source, name = self._of(index)
-        return renumbered(source.pairs(name), source.basis, basis)
+        return renumbered(source.pairs(name), self._renamed(index, source.basis), basis)
 
     def operator(self, index: int, kind: str, basis: Basis) -> BlockOperator:
         """H (or another operator of the set), species numbered as in `basis`; no other operator is read.
@@ -106,7 +132,8 @@ class SampleList:
         """
         source, name = self._of(index)
         pairs = self.pairs(index, basis)
-        labels = basis.labels
+        stored = dict(zip(self._renamed(index, source.basis).labels, source.basis.labels, strict=True))
+        labels = [stored.get(label, label) for label in basis.labels]
         blocks: list[torch.Tensor] = []
         for g in pairs.groups:
             block = torch.from_numpy(source.blocks(name, kind, labels[g.row_species], labels[g.col_species]))
@@ -143,7 +170,7 @@ class SampleList:
         overlap = self.operator(index, "overlap", basis) if self.has(index, "overlap") else None
         return Sample(
             name,
-            source.structure(name),
+            self.structure(index),
             basis,
             overlap,
             hamiltonian,
@@ -157,7 +184,7 @@ class SampleList:
         for index in range(len(self)):
             source = self.provenance(index).get("checksum")
             structure = self.structure(index)
-            digest.update(f"{self.name(index)} {source}".encode())
+            digest.update(f"{self.name(index)} {source} {structure.labels}".encode())
             for array in (structure.cell, structure.positions, structure.numbers, structure.moments):
                 digest.update(b"none" if array is None else array.tobytes())
         return digest.hexdigest()
@@ -169,9 +196,18 @@ def select(selections: Sequence[Selection], *, seed: int, key: str) -> SampleLis
     Raises :class:`ConfigError` where a selection is empty or a sample is chosen twice.
     """
     places: list[tuple[str, str]] = []
+    labels: dict[str, Mapping[str, str]] = {}
     for number, selection in enumerate(selections):
         with SampleSet(selection.path) as source:
             names = source.names
+            unknown = [label for label in selection.labels if label not in source.basis.labels]
+        path = str(Path(selection.path))
+        if unknown or labels.setdefault(path, selection.labels) != selection.labels:
+            raise ConfigError(
+                f"labels = {dict(selection.labels)} of [data] {key}",
+                expected=f"new names for some of {', '.join(source.basis.labels)}, the same wherever the set is named",
+                path=path,
+            )
         chosen = [n for n in names if _matches(n, selection.names) and not _matches(n, selection.exclude)]
         for pattern in (*selection.names, *selection.exclude):
             if not any(fnmatchcase(name, pattern) for name in names):
@@ -191,13 +227,13 @@ def select(selections: Sequence[Selection], *, seed: int, key: str) -> SampleLis
                 remedy="see `names` and `exclude`",
                 path=selection.path,
             )
-        places += [(str(Path(selection.path)), name) for name in chosen]
+        places += [(path, name) for name in chosen]
     if len(set(places)) != len(places):
         double = next(place for place in places if places.count(place) > 1)
         raise ConfigError(
             f"sample {double[1]!r} is selected twice by [data] {key}", expected="each sample once", path=double[0]
         )
-    return SampleList(places)
+    return SampleList(places, labels)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
@@ -214,5 +250,4 @@ def split(samples: SampleList, fraction: float, *, seed: int) -> tuple[SampleLis
             remedy="add samples, or give a validation set",
         )
     held = set(np.random.default_rng([seed, 1]).permutation(len(samples))[:n_held].tolist())
-    places = list(enumerate(samples.places))
-    return SampleList([p for i, p in places if i not in held]), SampleList([p for i, p in places if i in held])
+    return samples.at(i for i in range(len(samples)) if i not in held), samples.at(sorted(held))

@@ -62,15 +62,17 @@ class TrainingData:
             for index in range(len(samples)):
                 samples.operator(index, "hamiltonian", basis)
 
-    def check_inputs(self, basis: Basis, magnetic: Collection[str], *, allow: bool, say: Callable[[str], None]) -> None:
-        """Whether equal inputs have equal labels.
+    def check_inputs(
+        self, basis: Basis, magnetic: Collection[str], *, sizes: bool, allow: bool, say: Callable[[str], None]
+    ) -> None:
+        """Whether equal inputs (moments of `magnetic` species with their `sizes`, or directions) have equal labels.
 
         Raises :class:`ConfigError` that names the runs where they have not, unless `allow`.
         """
         train = self.train
         if len(train) == 1:
             say("warning: one training sample alone: the model learns nothing of what changes H")
-        twins = list(find_twins(train, basis, magnetic))
+        twins = list(find_twins(train, basis, magnetic, sizes=sizes))
         apart = [(t, d) for t in twins if (d := disagreement(train, train, basis, t)).largest_mev > _AGREE_MEV]
         if apart:
             worst, size = max(apart, key=lambda entry: entry[1].largest_mev)
@@ -101,7 +103,7 @@ class TrainingData:
             )
         if len(train) > 1 and len({t.second for t in twins}) == len(train) - 1:
             say("warning: all training samples are alike: the model learns nothing of what changes H")
-        seen = list(find_twins(train, basis, magnetic, others=self.validation))
+        seen = list(find_twins(train, basis, magnetic, sizes=sizes, others=self.validation))
         if seen:
             size = disagreement(train, self.validation, basis, seen[0])
             say(

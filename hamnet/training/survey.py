@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hamnet.basis import Basis
 from hamnet.blocks import Pairs
-from hamnet.errors import ConfigError
+from hamnet.errors import BasisError, ConfigError
 from hamnet.models.guards import choice_of
 from hamnet.models.io import TrainedOn
 from hamnet.models.irreps import Mode
@@ -60,7 +60,7 @@ def survey(samples: SampleList) -> Survey:
     for index in range(len(samples)):
         name, provenance = samples.name(index), samples.provenance(index)
         own, structure = samples.basis(index), samples.structure(index)
-        basis = basis.merged(own)
+        basis = _merged(basis, own, index, samples)
         facts["spin kind"].setdefault(_SPIN[samples.n_spin(index)], name)
         facts["spin–orbit coupling"].setdefault(samples.spin_orbit(index), name)
         facts["code"].setdefault(provenance.get("code"), name)
@@ -98,6 +98,22 @@ def survey(samples: SampleList) -> Survey:
     )
     means = {label: float(m.mean()) for label, m in joined.items()}
     return Survey(basis, trained_on, means, all(prescribed), n_atoms, np.array(n_pairs), np.array(n_elements))
+
+
+def _merged(basis: Basis, own: Basis, index: int, samples: SampleList) -> Basis:
+    try:
+        return basis.merged(own)
+    except BasisError as error:
+        here = {species.label: species for species in own.species}
+        label = next(s.label for s in basis.species if here.get(s.label, s) != s)
+        first = next(i for i in range(index) if label in samples.basis(i).labels)
+        raise ConfigError(
+            f"{error.found}, in samples {samples.name(first)!r} and {samples.name(index)!r}",
+            expected=error.expected,
+            remedy=f"give the species another label in one of the sets, as {{ path = …, labels = {{ {label} = "
+            f'"{label}_2" }} }}',
+            path=samples.places[index][0],
+        ) from error
 
 
 def _elements(pairs: Pairs, basis: Basis) -> tuple[int, int]:

@@ -49,12 +49,18 @@ class Disagreement:
 
 
 def find_twins(
-    samples: SampleList, basis: Basis, magnetic: Collection[str], *, others: SampleList | None = None
+    samples: SampleList,
+    basis: Basis,
+    magnetic: Collection[str],
+    *,
+    sizes: bool = True,
+    others: SampleList | None = None,
 ) -> Iterator[Twins]:
     """Pairs of samples with equal species, cells and, within 1e-3 Å, positions, and with equal moments of `magnetic`
     species within 1e-3 μ_B, up to a translation and the order of the atoms. Each sample is paired with the first one
     that is equal to it.
 
+    sizes : whether the sizes of moments are an input beside their directions.
     others : where given, its samples are the second ones.
     """
     lists = (samples,) if others is None else (samples, others)
@@ -64,6 +70,9 @@ def find_twins(
     for structure in structures:
         species = basis.species_of(structure)
         moments = np.zeros((len(structure), 3)) if structure.moments is None else structure.moments
+        if not sizes:
+            lengths = np.linalg.norm(moments, axis=1, keepdims=True)
+            moments = np.divide(moments, lengths, where=lengths > 0, out=np.zeros_like(moments))
         inputs.append((structure, species, moments * is_input[species][:, None]))
     n_first = 0 if others is None else len(samples)
     by_atoms: dict[tuple, list[int]] = {}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hamnet.store import write_samples
+from hamnet.store import SampleSet, write_samples
 from hamnet.training.config import TrainConfig, load_config
 from hamnet.training.run import train
 from preprocessing.readers import read_run
@@ -59,6 +59,20 @@ def mixed_set(tracked: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
     small = tracked("siesta/small")
     path = tmp_path_factory.mktemp("sets") / "mixed.h5"
     write_samples(path, (replace(read_run(small / name).sample, name=name) for name in (*FEPT[:1], *OTHERS[1:])))
+    return path
+
+
+@pytest.fixture(scope="session")
+def materials_set(fept_set: Path, tracked: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``materials.h5``: FePt in two cells by SIESTA and NiBr2 by OpenMX, all with spin–orbit coupling.
+
+    Where they come from is taken away: two codes would not be trained on together.
+    """
+    path = tmp_path_factory.mktemp("sets") / "materials.h5"
+    with SampleSet(fept_set) as samples:
+        fept = [samples["fept_soc_sym_base"], samples["fept_soc_2x1x1_c01"]]
+    nibr2 = replace(read_run(tracked("openmx/nibr2_1x1_nc")).sample, name="nibr2")
+    write_samples(path, (replace(sample, provenance={}) for sample in (*fept, nibr2)))
     return path
 
 

@@ -17,14 +17,16 @@ from hamnet.training.run import train
 
 from .test_run import history
 
-OPTIONS = ("training.dtype=float64", "training.epochs=4", "data.train={path='fept.h5'}", "data.cache=none")
+OPTIONS = ("optimiser.name=adam", "training.dtype=float64", "training.epochs=4", "model.magnetic=['Fe', 'Ni']")
 
 
 @pytest.fixture
-def all_three(tiny, fept_set, tmp_path):
-    """All three crystals to learn from: an odd number, of two sizes, so that the last step is not full."""
-    (tmp_path / "copy.h5").symlink_to(fept_set)
-    options = [*OPTIONS, f"data.train={{path='{tmp_path}/fept.h5'}}", f"data.validation={{path='{tmp_path}/copy.h5'}}"]
+def three(tiny, materials_set, tmp_path):
+    """Three crystals of two materials and three sizes: the last step is not full, and a process at a time knows
+    nothing of the other material."""
+    for name in ("materials.h5", "copy.h5"):
+        (tmp_path / name).symlink_to(materials_set)
+    options = [*OPTIONS, f"data.train='{tmp_path}/materials.h5'", f"data.validation='{tmp_path}/copy.h5'"]
 
     def config(name: str, *more: str):
         return tiny(*options, f"output.dir={tmp_path / name}", *more)
@@ -53,15 +55,15 @@ def same_course(one: Path, two: Path) -> None:
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
 
 
-def test_accumulated_batches_are_one_large_batch(all_three, tmp_path):
-    train(all_three("whole", "training.batch_size=2"))
-    train(all_three("parts", "training.batch_size=1", "training.accumulate=2"))
+def test_accumulated_batches_are_one_large_batch(three, tmp_path):
+    train(three("whole", "training.batch_size=2"))
+    train(three("parts", "training.batch_size=1", "training.accumulate=2"))
     same_course(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_two_processes_have_the_losses_of_one(all_three, tmp_path):
-    train(all_three("whole", "training.batch_size=2"))
-    config = all_three("parts", "training.batch_size=1")
+def test_two_processes_have_the_losses_of_one(three, tmp_path):
+    train(three("whole", "training.batch_size=2"))
+    config = three("parts", "training.batch_size=1")
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()), encoding="utf-8")
     done = torchrun(tmp_path, 2)
     assert done.returncode == 0, done.stderr

@@ -29,7 +29,7 @@ def supercell(fept_set) -> Sample:
 
 
 def listed(tmp_path, *samples: Sample) -> SampleList:
-    path = tmp_path / "twins.h5"
+    path = tmp_path / f"twins{len(list(tmp_path.iterdir()))}.h5"
     write_samples(path, (replace(sample, name=f"s{n}") for n, sample in enumerate(samples)))
     return select([Selection(str(path))], seed=0, key="train")
 
@@ -77,6 +77,10 @@ def test_other_moments_or_positions_are_another_input(tmp_path, supercell):
     shaken = replace(supercell, structure=replace(supercell.structure, positions=pushed))
     samples = listed(tmp_path, supercell, moved(supercell, moments=turned), moved(supercell, moments=closer), shaken)
     assert [(t.first, t.second) for t in find_twins(samples, survey(samples).basis, MAGNETIC)] == [(0, 2)]
+    # Moments of another size are the same input where directions alone are one.
+    longer = listed(tmp_path, supercell, moved(supercell, moments=1.1 * np.array(supercell.structure.moments)))
+    assert list(find_twins(longer, survey(longer).basis, MAGNETIC)) == []
+    assert len(list(find_twins(longer, survey(longer).basis, MAGNETIC, sizes=False))) == 1
     # Moments of a species that is not magnetic are no input: the first atom is Fe.
     twins = [(t.first, t.second) for t in find_twins(samples, survey(samples).basis, MAGNETIC[1:])]
     assert twins == [(0, 1), (0, 2)]
