@@ -38,7 +38,7 @@ def prepare_model(config: TrainConfig, data: TrainingData, *, say: Callable[[str
 
     Raises :class:`ConfigError` where the data do not fit what is asked for, or have nothing to learn.
     """
-    return _new(config, data, say) if config.model.start is None else _from_start(config, data)
+    return _new(config, data, say) if config.model.start is None else _from_start(config, data, say)
 
 
 def _new(config: TrainConfig, data: TrainingData, say: Callable[[str], None]) -> Prepared:
@@ -148,7 +148,7 @@ def _widened(one: Any, two: Any) -> dict[str, tuple[float, float]]:
 # -- fine-tuning -------------------------------------------------------------------------------------------------------
 
 
-def _from_start(config: TrainConfig, data: TrainingData) -> Prepared:
+def _from_start(config: TrainConfig, data: TrainingData, say: Callable[[str], None]) -> Prepared:
     """The model of ``[model] start`` with all its species, weights, scales and shifts.
 
     Species that it does not know are added with random weights; the readout of species and species pairs that it was
@@ -157,7 +157,7 @@ def _from_start(config: TrainConfig, data: TrainingData) -> Prepared:
     loaded = load_model(str(config.model.start), dtype=torch.float64)
     path, before = loaded.path, loaded.model.basis.labels
     magnetic = _check_start(config.model, loaded, data.survey)
-    model = _with_species(loaded, config, data)
+    model = _with_species(loaded, config, data, say)
     magnetic += [label for label, scale in _scale_of(model).items() if scale > 0 and label not in before]
     model.train().requires_grad_(True)
     known = loaded.trained_on.species_pairs
@@ -195,7 +195,9 @@ def _scale_of(model: HamiltonianModel) -> dict[str, float]:
     return dict(zip(model.basis.labels, model.moment_scale, strict=True))
 
 
-def _with_species(loaded: LoadedModel, config: TrainConfig, data: TrainingData) -> HamiltonianModel:
+def _with_species(
+    loaded: LoadedModel, config: TrainConfig, data: TrainingData, say: Callable[[str], None]
+) -> HamiltonianModel:
     """The model of the start, with the species that the data have beyond its own."""
     start = loaded.model
     basis = start.basis.merged(data.survey.basis)
@@ -215,6 +217,11 @@ def _with_species(loaded: LoadedModel, config: TrainConfig, data: TrainingData) 
             place="[model] start",
         )
     places = [basis.labels.index(label) for label in start.basis.labels]
+    if not torch.equal(model.pair_cutoff[places][:, places], start.pair_cutoff):
+        say(
+            f"warning: {', '.join(labels)} with wider projectors than those of the start make all pairs reach farther: "
+            "what it predicts for its own species changes before the first step"
+        )
     state = model.state_dict()
     for key, value in start.state_dict().items():
         name = key.split(".")
