@@ -104,7 +104,7 @@ class HamnetMessages(nn.Module):
 
 
 def node_irreps(l_max: int, channels: int) -> o3.Irreps:
-    return o3.Irreps([(channels, (l, p)) for l in range(l_max + 1) for p in (1, -1)])
+    return o3.Irreps([(channels, (l, p)) for l in range(l_max + 1) for p in (1, -1)])  # type: ignore[return-value]
 
 
 def radial_network(n_out: int) -> FullyConnectedNet:
@@ -169,7 +169,7 @@ def channelwise_paths(irreps: o3.Irreps, harmonics: o3.Irreps) -> tuple[o3.Irrep
         for out in own.ir * other.ir
         if out in irreps
     ]
-    sorted_ = o3.Irreps([(mul, out) for mul, out, _, _ in found]).sort()
+    sorted_ = o3.Irreps([(mul, out) for mul, out, _, _ in found]).sort()  # type: ignore[union-attr]
     return sorted_.irreps, [(i, j, k, "uvu", True) for (_, _, i, j), k in zip(found, sorted_.p, strict=True)]
 
 
