@@ -23,7 +23,7 @@ from hamnet.structure import Structure
 from hamnet.units import MEV_PER_EV
 
 from .committee import Committee
-from .job import Report, predict_to_file
+from .job import Report, check_output, predict_to_file
 from .uncertainty import areas_of_pairs, crystal_rms
 
 __all__ = ["CommitteeReport", "predict_committee_to_file", "write_uncertainty"]
@@ -92,7 +92,8 @@ def predict_committee_to_file(
     """
     path = Path(path)
     folder = path.with_name(f"{path.name}.members")
-    if path.parent.is_dir():  # else the first member says what is wrong
+    check_output(path)
+    with disk_errors(folder):
         folder.mkdir(exist_ok=True)
     files, reports = [], []
     for number, member in enumerate(committee.members):

@@ -43,7 +43,7 @@ from .partial import create_rows, finish_rows, finished_rows, load_array, partia
 from .prediction import Plan, make_plan
 from .tiles import Crystal, HalfGroup, HalfPairs, blocks_of_tile, features_of_tile
 
-__all__ = ["Report", "predict_to_file"]
+__all__ = ["Report", "check_output", "predict_to_file"]
 
 _TASK_S = 2.0
 """A task of a worker takes about so long: what a kill costs, and how often the progress moves."""
@@ -140,7 +140,7 @@ def predict_to_file(
     seconds: dict[str, float] = dict.fromkeys(("structure", "features", "blocks", "file"), 0.0)
     name = path.stem if name is None else name
     folder = path.with_name(f"{path.name}.partial")
-    _check_output(path)
+    check_output(path)
     with _timed(seconds, "structure"):
         plan = make_plan(loaded, structure, source)
         half = HalfPairs.of(plan.pairs)
@@ -191,7 +191,8 @@ def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
 # -- before the work ---------------------------------------------------------------------------------------------------
 
 
-def _check_output(path: Path) -> None:
+def check_output(path: Path) -> None:
+    """Whether a set can be written there. Raises :class:`StoreError`."""
     if not path.parent.is_dir():
         raise StoreError("no such folder", expected="a folder to write into", path=path.parent)
     if path.is_dir() or not may_be_replaced(path):

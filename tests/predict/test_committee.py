@@ -11,7 +11,7 @@ import pytest
 
 from hamnet.blocks import BlockOperator
 from hamnet.calibration import rms_by_part
-from hamnet.errors import ModelError
+from hamnet.errors import ModelError, StoreError
 from hamnet.models.io import load_model
 from hamnet.neighbours import basis_pairs
 from hamnet.predict import predict_operator, predict_to_file
@@ -143,6 +143,16 @@ def test_members_that_a_killed_call_has_finished_are_not_computed_again(committe
     with SampleSet(path) as samples:
         assert samples[0].operator("hamiltonian").max_abs_difference(_mean(committee, structure)[0]) < 1e-12
     assert not folder.exists()
+
+
+def test_files_that_are_no_sets_are_not_replaced_and_nothing_is_computed_for_them(committee: Committee, tmp_path: Path):
+    (tmp_path / "notes.h5").write_text("mine", encoding="utf-8")
+    computed: list[int] = []
+    for path in (tmp_path / "notes.h5", tmp_path / "no" / "folder.h5"):
+        with pytest.raises(StoreError):
+            predict_committee_to_file(committee, crystal(), path, on_member=computed.append)
+    assert computed == []
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.h5"]
 
 
 def test_estimate_of_a_structure_is_the_expected_error_of_its_prediction(calibrated: Committee, tmp_path: Path):
