@@ -120,7 +120,7 @@ def _check_magnetism(model: HamiltonianModel, data: Survey, say: Callable[[str],
     if exchange > _LEAST_EXCHANGE_EV:
         sizes = ", ".join(f"{label} {size:.3g} μ_B" for label, size in data.mean_moments_mub.items())
         raise ConfigError(
-            f"Hamiltonians with exchange parts (rms up to {exchange * MEV_PER_EV:.3g} meV), but no magnetic species "
+            f"Hamiltonians with exchange parts (rms up to {exchange * MEV_PER_EV:.0f} meV), but no magnetic species "
             f"(mean moments: {sizes})",
             expected="moments as input, without which a state cannot be told from its time-reverse",
             remedy="name the magnetic species, as [model] magnetic = ['Fe']",
