@@ -145,21 +145,20 @@ def predict_to_file(
         plan = make_plan(loaded, structure, source)
         half = HalfPairs.of(plan.pairs)
         crystal = Crystal.of(plan.structure, half, loaded.model.config.cutoff_ang)
+        memory = Memory(held=memory_bytes(), worker=base, workers=workers if executor else 0)
+        largest = tile or LARGEST[loaded.model.edge_species.device.type]
+        tile = fitting_tile(loaded.model, crystal, memory, memory_gb, largest)
+        trial = run_trial(loaded.model, crystal, half, tile)
+        stages = _stages(half, loaded.model, trial, tile)
     with (
         disk_errors(folder, kept=f"what is finished is kept in {folder}"),
         partial_folder(folder, _identity(loaded, plan, crystal, name)),
     ):
-        with _timed(seconds, "structure"):
-            memory = Memory(held=memory_bytes(), worker=base, workers=workers if executor else 0)
-            largest = tile or LARGEST[loaded.model.edge_species.device.type]
-            tile = fitting_tile(loaded.model, crystal, memory, memory_gb, largest)
-            trial = run_trial(loaded.model, crystal, half, tile)
-            stages = _stages(half, loaded.model, trial, tile)
-            for stage in stages:
-                create_rows(folder, stage.name, (stage.n_rows, *stage.shape), stage.dtype)
-            if executor is not None:
-                for key in Crystal.names():
-                    save_array(folder, key, getattr(crystal, key))
+        for stage in stages:
+            create_rows(folder, stage.name, (stage.n_rows, *stage.shape), stage.dtype)
+        if executor is not None:
+            for key in Crystal.names():
+                save_array(folder, key, getattr(crystal, key))
         forecast = _forecast(folder, plan, stages, trial, tile, memory.total(loaded.model, crystal, tile), workers)
         _check_disk(folder, forecast)
         if on_forecast is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ _LOCK = "lock"
 def partial_folder(folder: Path, identity: Mapping[str, str]) -> Iterator[None]:
     """Take `folder` for this process, made new or as a killed run of the same `identity` left it.
 
-    The folder stays when the ``with`` block ends with an error.
+    It stays when the ``with`` block ends with an error, unless nothing in it is finished.
 
     Raises :class:`StoreError` where another process is at work in it, or where it holds something else.
     """
@@ -51,12 +52,17 @@ def partial_folder(folder: Path, identity: Mapping[str, str]) -> Iterator[None]:
                 path=folder,
             ) from error
         _check_identity(folder, identity)
-        yield
+        try:
+            yield
+        except BaseException:
+            if not _anything_finished(folder):
+                shutil.rmtree(folder)
+            raise
 
 
 def _check_identity(folder: Path, identity: Mapping[str, str]) -> None:
     path = folder / _IDENTITY
-    if path.exists():
+    if path.exists() and _anything_finished(folder):
         found = json.loads(path.read_text(encoding="utf-8"))
         other = [key for key in {**identity, **found} if found.get(key) != identity.get(key)]
         if other:
@@ -67,13 +73,17 @@ def _check_identity(folder: Path, identity: Mapping[str, str]) -> None:
                 path=folder,
             )
         return
-    # Killed before it began, or new: nothing in it is of use.
+    # New, or killed before anything was finished: nothing in it is of use.
     for inside in folder.iterdir():
         if inside.name != _LOCK:
             inside.unlink()
     temporary = folder / f"{_IDENTITY}.tmp"
     temporary.write_text(json.dumps(dict(identity)), encoding="utf-8")
     temporary.replace(path)
+
+
+def _anything_finished(folder: Path) -> bool:
+    return any(b"\1" in flags.read_bytes() for flags in folder.glob("*.done"))
 
 
 def save_array(folder: Path, name: str, values: NDArray) -> None:

@@ -349,6 +349,7 @@ def test_an_error_in_a_worker_is_that_of_this_process(model_file, small, pool, t
 def test_too_little_memory_is_refused_with_the_least_that_does(loaded, small, tmp_path):
     with pytest.raises(HamnetError, match=r"0\.01 GB of memory; expected at least [\d.]+ GB for 36 atoms") as error:
         predict_to_file(loaded, small, tmp_path / "h.h5", memory_gb=0.01)
+    assert list(tmp_path.iterdir()) == [], "nothing was begun"
     least = float(re.search(r"--memory-gb ([\d.]+)", str(error.value))[1])
     forecasts: list[Forecast] = []
     predict_to_file(loaded, small, tmp_path / "h.h5", memory_gb=least, on_forecast=forecasts.append)
@@ -412,6 +413,7 @@ def test_a_disk_that_is_too_small_is_told_before_the_work(loaded, small, tmp_pat
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(1e6, 0, 1e6))
     with pytest.raises(StoreError, match=r"0\.00\d+ GB free on this disk; expected [\d.]+ GB for \d+ pairs"):
         predict_to_file(loaded, small, tmp_path / "h.h5")
+    assert list(tmp_path.iterdir()) == [], "nothing was begun"
 
 
 def test_a_file_that_is_no_set_is_not_replaced(loaded, small, tmp_path):
