@@ -148,6 +148,7 @@ class Setting:
     output: Path
     config: Path
     minutes: float
+    steps: int
     overrides: tuple[str, ...]
     overwrite: bool
 
@@ -160,7 +161,7 @@ def run_job(job: Job, setting: Setting) -> dict[str, Any]:
     wanted = {
         "config": tomllib.loads(setting.config.read_text(encoding="utf-8")),
         "overrides": [*_variant_overrides(job, setting), *setting.overrides],
-        "minutes": setting.minutes,
+        "steps" if setting.steps else "minutes": setting.steps or setting.minutes,
         "seed": job.seed,
         **{key: _names(chosen) for key, chosen in places.items()},
         "test": tests,
@@ -239,7 +240,11 @@ def _config(
         sets = {path: [name for other, name in chosen if other == path] for path, _ in chosen}
         tables = (f"{{path={json.dumps(path)}, names={json.dumps(names)}}}" for path, names in sets.items())
         overrides.append(f"data.{key}=[{', '.join(tables)}]")
-    overrides += [f"output.dir={json.dumps(str(folder))}", f"training.max_minutes={setting.minutes}"]
+    if setting.steps:
+        length = f"training.epochs={-(-setting.steps // len(places['train']))}"
+    else:
+        length = f"training.max_minutes={setting.minutes}"
+    overrides += [f"output.dir={json.dumps(str(folder))}", length]
     if start is not None:
         overrides.append(f"model.start={json.dumps(str(start))}")
     overrides += [*_variant_overrides(job, setting), *setting.overrides]
@@ -309,6 +314,12 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--row", action="append", default=[], metavar="NAME", help=f"{', '.join(r.name for r in ROWS)}")
     parser.add_argument("--minutes", type=float, default=10.0, help="training time of each result (%(default)s)")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=0,
+        help="crystals seen instead of minutes: comparable on a busy machine",
+    )
     parser.add_argument("--seed", type=int, action="append", help="may be repeated (0)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
     parser.add_argument(
@@ -348,7 +359,7 @@ def _run(args: argparse.Namespace, output: Path) -> int:
         data = ROOT / "examples" / "nibr2" if args.quick else args.data
         quick = QUICK_SETTINGS if args.quick else ()
         overrides = (*quick, *args.overrides)
-        setting = Setting(data.resolve(), output, args.config, args.minutes, overrides, args.overwrite)
+        setting = Setting(data.resolve(), output, args.config, args.minutes, args.steps, overrides, args.overwrite)
         for job in jobs_of(args):
             try:
                 run_job(job, setting)
