@@ -96,7 +96,7 @@ def test_a_drawn_set_lies_in_the_larger_ones_of_its_seed(accuracy):
 
 def test_factors_of_a_variant_are_those_of_the_configuration_with_the_users_settings(accuracy, tmp_path):
     job = accuracy.Job(accuracy.QUICK, 0, "ablation", "half width", 0, accuracy.ABLATIONS["half width"])
-    setting = accuracy.Setting(tmp_path, tmp_path, accuracy.CONFIG, 1.0, ("model.channels=20",), False)
+    setting = accuracy.Setting(tmp_path, tmp_path, accuracy.CONFIG, 1.0, 0, ("model.channels=20",), False)
     found = accuracy._variant_overrides(job, setting)
     assert "model.channels=10" in found
     assert "model.pair_channels=16" in found
@@ -105,7 +105,7 @@ def test_factors_of_a_variant_are_those_of_the_configuration_with_the_users_sett
 @pytest.mark.parametrize("label", ["no moments", "half width", "loss of squares alone", "no running average"])
 def test_every_kind_of_variant_makes_a_valid_configuration(accuracy, tmp_path, label):
     job = accuracy.Job(accuracy.QUICK, 3, "ablation", label, 0, accuracy.ABLATIONS[label])
-    setting = accuracy.Setting(tmp_path, tmp_path, accuracy.CONFIG, 2.0, (), False)
+    setting = accuracy.Setting(tmp_path, tmp_path, accuracy.CONFIG, 2.0, 0, (), False)
     places = {"train": [("a.h5", "r00"), ("a.h5", "r01"), ("b.h5", "r00")], "validation": [("c.h5", "r09")]}
     config = accuracy._config(job, setting, places, tmp_path / "x", None)
     assert [len(s.names) for s in config.data.train] == [2, 1]
