@@ -14,7 +14,7 @@ from .blocks import BlockOperator, Pairs
 from .errors import HamnetError, StructureError
 from .structure import Structure
 
-__all__ = ["RepeatedOperator", "repeat_operator", "supercell_matrix", "tile_operator", "tile_structure"]
+__all__ = ["RepeatedOperator", "fold_cells", "repeat_operator", "supercell_matrix", "tile_operator", "tile_structure"]
 
 
 def _cells(matrix: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
@@ -31,13 +31,17 @@ def _cells(matrix: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64], int
     corners = np.array([[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)]) @ m
     ranges = [np.arange(low, high + 1) for low, high in zip(corners.min(axis=0), corners.max(axis=0), strict=True)]
     grid = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 3)
-    inside = grid[(_fold(grid, m, n)[0] == 0).all(axis=1)]
+    inside = grid[(fold_cells(grid, m)[0] == 0).all(axis=1)]
     assert len(inside) == n
     return m, inside, n
 
 
-def _fold(cells: NDArray, matrix: NDArray, determinant: int) -> tuple[NDArray, NDArray]:
-    """cells = supercell shift · matrix + rest, in exact integer arithmetic. Returns (shift, rest)."""
+def fold_cells(cells: NDArray, matrix: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """cells (n, 3) = shift · matrix + rest, in exact integer arithmetic. Returns (shift, rest), both (n, 3).
+
+    `rest` is the same for cells that a lattice vector of the supercell joins. The determinant must be positive.
+    """
+    determinant = int(np.rint(np.linalg.det(matrix)))
     adjugate = np.rint(determinant * np.linalg.inv(matrix)).astype(np.int64)
     shift = (cells @ adjugate) // determinant
     return shift, cells - shift @ matrix
@@ -114,7 +118,7 @@ def repeat_operator(operator: BlockOperator, matrix: ArrayLike) -> RepeatedOpera
     place = np.full(np.ptp(cells, axis=0) + 1, -1)
     place[tuple((cells - lowest).T)] = np.arange(n)
     # Pair (i, T) → (j, T + R): the column cell is a supercell shift and a cell inside.
-    shift, rest = _fold((cells[:, None, :] + pairs.shift[None]).reshape(-1, 3), m, n)
+    shift, rest = fold_cells((cells[:, None, :] + pairs.shift[None]).reshape(-1, 3), m)
     col_cell = place[tuple((rest - lowest).T)].reshape(n, -1)
     row = (pairs.row[None] + n_atoms * np.arange(n)[:, None]).ravel()
     col = (pairs.col[None] + n_atoms * col_cell).ravel()
