@@ -32,8 +32,9 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
+from accuracy_modules.ablated import registered
 from accuracy_modules.report import curve_figure, stored_results, tables
-from accuracy_modules.rows import ABLATIONS, CURVE, QUICK, QUICK_SETTINGS, ROWS, Job, Part
+from accuracy_modules.rows import ABLATIONS, CURVE, QUICK, QUICK_SETTINGS, ROWS, Job, Part, Row
 from reading import ROOT, environment
 
 from hamnet.cli.sources import load_source
@@ -297,14 +298,23 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
     if args.quick:
         return [Job(QUICK, seed) for seed in args.seed]
     varied = [by_name[name] for name in names or ["nibr2_2x2"]]
+
+    def variants_of(row: Row) -> list[str]:
+        fitting = [label for label, variant in ABLATIONS.items() if not variant.rows or row.name in variant.rows]
+        for label in args.ablation:
+            if label not in fitting:
+                raise ConfigError(f"--ablation {label!r} of {row.name}", expected="a row in which it changes something")
+        return args.ablation or fitting
+
     jobs: list[Job] = []
     for seed in args.seed:
         if args.learning_curve is not None:
             sizes = args.learning_curve or CURVE
             jobs += [Job(row, seed, "curve", f"n{n:02d}", n) for row in varied for n in sizes]
         if args.ablation is not None:
-            chosen = args.ablation or list(ABLATIONS)
-            jobs += [Job(row, seed, "ablation", label, 0, ABLATIONS[label]) for row in varied for label in chosen]
+            jobs += [
+                Job(row, seed, "ablation", label, 0, ABLATIONS[label]) for row in varied for label in variants_of(row)
+            ]
         if args.learning_curve is None and args.ablation is None:
             jobs += [Job(by_name[name], seed) for name in names]
     return jobs
@@ -360,11 +370,12 @@ def _run(args: argparse.Namespace, output: Path) -> int:
         quick = QUICK_SETTINGS if args.quick else ()
         overrides = (*quick, *args.overrides)
         setting = Setting(data.resolve(), output, args.config, args.minutes, args.steps, overrides, args.overwrite)
-        for job in jobs_of(args):
-            try:
-                run_job(job, setting)
-            except HamnetError as error:  # the other results do not depend on it
-                failed.append(f"{job.name}: {error}")
+        with registered():
+            for job in jobs_of(args):
+                try:
+                    run_job(job, setting)
+                except HamnetError as error:  # the other results do not depend on it
+                    failed.append(f"{job.name}: {error}")
     results = stored_results(output)
     print(tables(results))
     if args.plot:

@@ -96,10 +96,11 @@ def _with_bar(values: Sequence[float | None]) -> str:
 
 
 def grouped(results: Sequence[Mapping[str, Any]], key: str) -> dict[Any, list[Mapping[str, Any]]]:
-    """Errors on the first test set by the value of `key`, all seeds together."""
+    """Errors on the first test set, with steps and weights of the training, by `key`, all seeds together."""
     groups: dict[Any, list[Mapping[str, Any]]] = {}
     for result in results:
-        groups.setdefault(result[key], []).append(result["tests"][0]["errors"])
+        training = {name: result["training"][name] for name in ("steps", "n_weights")}
+        groups.setdefault(result[key], []).append({**result["tests"][0]["errors"], **training})
     return groups
 
 
@@ -111,11 +112,16 @@ def _group_table(results: Sequence[Mapping[str, Any]], key: str) -> str:
     groups = grouped(results, key)
     keys = [label for label in ABLATIONS if label in groups] if key == "label" else sorted(groups)
     rows = [
-        [str(k), *(_with_bar([e[column] for e in groups[k]]) for column in columns.values()), str(len(groups[k]))]
+        [
+            str(k),
+            *(_with_bar([e[column] for e in groups[k]]) for column in columns.values()),
+            *("–".join(str(n) for n in sorted({e[name] for e in groups[k]})) for name in ("steps", "n_weights")),
+            str(len(groups[k])),
+        ]
         for k in keys
     ]
-    head = ["training runs" if key == "n_train" else "variant", *columns, "seeds"]
-    note = "meV; ± standard deviation over the seeds, which draw the runs and the weights; equal training time."
+    head = ["training runs" if key == "n_train" else "variant", *columns, "steps", "weights", "seeds"]
+    note = "meV; ± standard deviation over the seeds, which draw the runs and the weights."
     return f"{_markdown(head, rows)}\n\n{note}"
 
 

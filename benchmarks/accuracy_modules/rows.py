@@ -62,6 +62,7 @@ _UNSEEN = (
     Part("openmx/nibr2_2x1_shaken", _TWO),
     Part("openmx/cri3", ("fm", "afm")),
 )
+_FE = ("a030", "a090", "a150", "rand_spinrot")
 _MNBR2, _MNBR2_UNSEEN = Part("openmx/mnbr2_1x1", exclude=("r03",)), Part("openmx/mnbr2_1x1", ("r03",))
 ROWS = (
     Row(
@@ -80,6 +81,10 @@ ROWS = (
     Row(
         "fept", "FePt (SIESTA), 40 runs → 10 others and 2×1×1", (Part("siesta/fept_soc_train"),),
         (Part("siesta/fept_soc"), Part("siesta/fept_soc_2x1x1")), (Part("siesta/fept_soc_sym", ("base",)),), 2, 10,
+    ),
+    Row(
+        "fe", "bcc Fe without spin–orbit (SIESTA), 5 runs → 4 others",
+        (Part("siesta/fe_bcc_nc", exclude=(*_FE, "scf")),), (Part("siesta/fe_bcc_nc", _FE),),
     ),
     Row("openmx", "NiBr2, MnBr2, CrI3: one model", (*_NIBR2, _MNBR2, *_CRI3), (*_UNSEEN, _MNBR2_UNSEEN)),
     Row("openmx_less_mnbr2", "NiBr2, CrI3: one model", (*_NIBR2, *_CRI3), _UNSEEN),
@@ -104,33 +109,46 @@ class Variant:
     """A change of the training: settings, factors of whole numbers of ``[model]``, or of the moments that are seen.
 
     equal_moments : all moments of a species get their mean size over the training set.
+    rows : those that it changes something in; none: every row.
     """
 
     settings: tuple[str, ...] = ()
     factors: tuple[tuple[str, float], ...] = ()
     equal_moments: bool = False
+    rows: tuple[str, ...] = ()
 
 
 _WIDTHS = ("channels", "hidden", "pair_channels", "product_channels")
 ABLATIONS: Mapping[str, Variant] = {
     "full": Variant(),
-    "no moments": Variant(("model.magnetic=[]", "data.contradictions=allow")),
+    "no parity": Variant(("model.name=no-parity",)),
+    "no time label": Variant(("model.name=no-time-label",)),
+    "linear in moments": Variant(("model.name=linear-in-moments",)),
+    "one scale, no shift": Variant(("model.name=one-scale",)),
+    "no envelope": Variant(("model.name=no-envelope",)),
+    "no grid": Variant(("model.name=no-grid",)),
     "no moment size": Variant(equal_moments=True),
     "one layer": Variant(("model.n_layers=1",)),
     "three layers": Variant(("model.n_layers=3",)),
     "half width": Variant(factors=tuple((key, 0.5) for key in _WIDTHS)),
     "double width": Variant(factors=tuple((key, 2.0) for key in _WIDTHS)),
-    "l up to 2": Variant(("model.l_max=2",)),
+    "Adam": Variant(("optimiser.name=adam",)),
     "l up to 3": Variant(("model.l_max=3",)),
+    "on-site blocks weigh as others": Variant(("training.onsite_weight=1",)),
+    "errors weighed by all states": Variant(("training.band_weight=0.05", "training.band_window_ev=1000")),
+    "spin tied to space": Variant(("model.name=spin-tied-to-space",), rows=("fe",)),
+    "no moments": Variant(("model.magnetic=[]", "data.contradictions=allow")),
+    "l up to 2": Variant(("model.l_max=2",)),
     "half radial basis": Variant(factors=(("n_radial", 0.5),)),
     "reach 3.6 ang": Variant(("model.cutoff_ang=3.6",)),
-    "on-site blocks weigh as others": Variant(("training.onsite_weight=1",)),
     "loss of means alone": Variant(("training.loss=mae",)),
     "loss of squares alone": Variant(("training.loss=mse",)),
-    "Adam": Variant(("optimiser.name=adam",)),
     "no running average": Variant(("optimiser.ema_decay=0",)),
 }
-"""What each ingredient earns. The first is the network as it is; every other one lacks or changes one thing."""
+"""What each ingredient earns. The first is the network as it is; every other one lacks or changes one thing.
+
+Names of models other than hamnet's own are those of :mod:`accuracy_modules.ablated`. With all states in its window the
+band loss is the error of H in the metric of S⁻¹, Tr S⁻¹ΔH S⁻¹ΔH: near-null directions of S weigh most."""
 
 
 @dataclass(frozen=True, slots=True)

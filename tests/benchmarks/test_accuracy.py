@@ -24,6 +24,7 @@ SETS = {
     "openmx/nibr2_r3": ["neel", "r00", "r01"],
     "openmx/cri3": ["afm", "fm", "r00", "r01", "r02", "r03"],
     "openmx/mnbr2_1x1": [f"r{n:02d}" for n in range(4)],
+    "siesta/fe_bcc_nc": [*(f"a{n:03d}" for n in range(0, 181, 30)), "rand", "rand_spinrot", "scf"],
     "siesta/fept_soc": [f"c{n:02d}" for n in range(10)],
     "siesta/fept_soc_2x1x1": [f"c{n:02d}" for n in range(4)],
     "siesta/fept_soc_train": [f"t{n:02d}" for n in range(40)],
@@ -67,6 +68,7 @@ def test_splits_have_the_sizes_that_the_targets_were_set_for(accuracy):
     assert sizes["nibr2_shaken"] == (30, 2)
     assert sizes["cri3"] == (4, 2)
     assert sizes["fept"] == (40, 14)
+    assert sizes["fe"] == (5, 4)
     tuned, first = (next(row for row in accuracy.ROWS if row.name == name) for name in ("mnbr2_tuned", "openmx"))
     assert {part.set for part in first.train} == {name for name in SETS if name.startswith("openmx")} - {
         "openmx/nibr2_2x2", "openmx/nibr2_r3"
@@ -102,14 +104,22 @@ def test_factors_of_a_variant_are_those_of_the_configuration_with_the_users_sett
     assert "model.pair_channels=16" in found
 
 
-@pytest.mark.parametrize("label", ["no moments", "half width", "loss of squares alone", "no running average"])
-def test_every_kind_of_variant_makes_a_valid_configuration(accuracy, tmp_path, label):
-    job = accuracy.Job(accuracy.QUICK, 3, "ablation", label, 0, accuracy.ABLATIONS[label])
+def test_every_variant_makes_a_valid_configuration(accuracy, tmp_path):
     setting = accuracy.Setting(tmp_path, tmp_path, accuracy.CONFIG, 2.0, 0, (), False)
     places = {"train": [("a.h5", "r00"), ("a.h5", "r01"), ("b.h5", "r00")], "validation": [("c.h5", "r09")]}
-    config = accuracy._config(job, setting, places, tmp_path / "x", None)
-    assert [len(s.names) for s in config.data.train] == [2, 1]
-    assert (config.training.seed, config.training.max_minutes, config.output.export) == (3, 2.0, "last")
+    for label, variant in accuracy.ABLATIONS.items():
+        job = accuracy.Job(accuracy.QUICK, 3, "ablation", label, 0, variant)
+        with accuracy.registered():
+            config = accuracy._config(job, setting, places, tmp_path / "x", None)
+        assert [len(s.names) for s in config.data.train] == [2, 1]
+        assert (config.training.seed, config.training.max_minutes, config.output.export) == (3, 2.0, "last")
+
+
+def test_a_variant_is_refused_where_it_changes_nothing(accuracy, capsys):
+    chosen = accuracy.jobs_of(accuracy.parse(["--ablation", "--row", "nibr2_2x2", "--row", "fe"]))
+    assert [job.row.name for job in chosen if job.label == "spin tied to space"] == ["fe"]
+    assert accuracy.main(["--ablation", "spin tied to space"]) == 2
+    assert "'spin tied to space' of nibr2_2x2; expected a row in which it changes something" in capsys.readouterr().err
 
 
 def test_equal_moments_keep_their_directions_and_get_the_mean_size_of_their_species(accuracy, tmp_path):
@@ -207,14 +217,15 @@ def _result(kind: str, label: str, n_train: int, seed: int, mae: float) -> dict:
     parts = {f"mae_{part}_meV": mae for part in ("spin_free", "exchange", "soc")}
     errors = {"mae_meV": mae, **parts, "rmse_meV": 5 * mae, "bands_mean_meV": 10 * mae, "bands_max_meV": None}
     keys = {"row": "nibr2_2x2", "kind": kind, "label": label, "n_train": n_train, "seed": seed}
-    return {**keys, "tests": [{"set": "openmx/nibr2_2x2", "errors": errors}]}
+    training = {"steps": 2400, "n_weights": 700}
+    return {**keys, "training": training, "tests": [{"set": "openmx/nibr2_2x2", "errors": errors}]}
 
 
 def test_a_learning_curve_has_means_and_standard_deviations_over_the_seeds(accuracy, tmp_path):
     results = [_result("curve", f"n{n:02d}", n, seed, (1 + seed) / n) for n in (3, 12) for seed in (0, 1, 2)]
     lines = [line for line in accuracy.tables(results).splitlines() if line.startswith("| 3 ")]
     assert lines[0].split(" | ")[1] == "0.667 ± 0.3"
-    assert lines[0].split(" | ")[7:] == ["–", "3 |"]
+    assert lines[0].split(" | ")[7:] == ["–", "2400", "700", "3 |"]
     accuracy.curve_figure(results, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 0
 
