@@ -32,6 +32,7 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
+import torch
 from accuracy_modules.ablated import registered
 from accuracy_modules.report import curve_figure, stored_results, tables
 from accuracy_modules.rows import ABLATIONS, CURVE, QUICK, QUICK_SETTINGS, ROWS, Job, Part, Row
@@ -138,6 +139,12 @@ def equal_sizes(places: Sequence[tuple[str, str]]) -> Callable[[Sample], Sample]
     return change
 
 
+def with_spin_orbit(sample: Sample) -> Sample:
+    """The sample, said to have spin–orbit coupling, with the complex blocks that it would have."""
+    hamiltonian = sample.operator("hamiltonian").to(torch.complex128)
+    return replace(sample, hamiltonian=hamiltonian, spin_orbit=True)
+
+
 # -- one job -----------------------------------------------------------------------------------------------------------
 
 
@@ -190,6 +197,7 @@ def run_job(job: Job, setting: Setting) -> dict[str, Any]:
         copy = setting.output / "sets" / f"{job.name}.copy.h5"
         places["validation"] = rewritten(places["train"][:1], copy, lambda sample: sample)
     change = equal_sizes(places["train"]) if job.variant.equal_moments else None
+    change = with_spin_orbit if job.variant.tied_spin else change
     if change is not None:
         changed = setting.output / "sets" / f"{job.name}.changed"
         places = {key: rewritten(chosen, changed / f"{key}.h5", change) for key, chosen in places.items()}

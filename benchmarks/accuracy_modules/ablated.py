@@ -154,13 +154,6 @@ def _without_moments(graph: Graph) -> Graph:
     return graph.with_moments(torch.zeros_like(graph.moments))
 
 
-class SpinTiedToSpace(HamiltonianModel):
-    """Free spin is given up: without spin–orbit coupling too, spin turns with the crystal alone."""
-
-    def __init__(self, config: ModelConfig, basis: Basis, moment_scale: tuple[float, ...]) -> None:
-        super().__init__(replace(config, mode="soc"), basis, moment_scale)
-
-
 # -- the rest ----------------------------------------------------------------------------------------------------------
 
 
@@ -208,7 +201,6 @@ ABLATED: Mapping[str, type[HamiltonianModel]] = {
     "no-parity": NoParity,
     "no-time-label": NoTimeLabel,
     "linear-in-moments": LinearInMoments,
-    "spin-tied-to-space": SpinTiedToSpace,
     "one-scale": OneScale,
     "no-envelope": NoEnvelope,
     "no-grid": NoGrid,

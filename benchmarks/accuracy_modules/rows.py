@@ -106,15 +106,17 @@ QUICK_SETTINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A change of the training: settings, factors of whole numbers of ``[model]``, or of the moments that are seen.
+    """A change of the training: settings, factors of whole numbers of ``[model]``, or of the samples that are seen.
 
     equal_moments : all moments of a species get their mean size over the training set.
+    tied_spin : samples are said to have spin–orbit coupling, so that spin turns with the crystal alone.
     rows : those that it changes something in; none: every row.
     """
 
     settings: tuple[str, ...] = ()
     factors: tuple[tuple[str, float], ...] = ()
     equal_moments: bool = False
+    tied_spin: bool = False
     rows: tuple[str, ...] = ()
 
 
@@ -136,7 +138,7 @@ ABLATIONS: Mapping[str, Variant] = {
     "l up to 3": Variant(("model.l_max=3",)),
     "on-site blocks weigh as others": Variant(("training.onsite_weight=1",)),
     "errors weighed by all states": Variant(("training.band_weight=0.05", "training.band_window_ev=1000")),
-    "spin tied to space": Variant(("model.name=spin-tied-to-space",), rows=("fe",)),
+    "spin tied to space": Variant(tied_spin=True, rows=("fe",)),
     "no moments": Variant(("model.magnetic=[]", "data.contradictions=allow")),
     "l up to 2": Variant(("model.l_max=2",)),
     "half radial basis": Variant(factors=(("n_radial", 0.5),)),

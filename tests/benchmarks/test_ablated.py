@@ -73,7 +73,6 @@ def violations(model: HamiltonianModel, structure: Structure) -> dict[str, float
         ("one-scale", "soc", set()),
         ("no-envelope", "soc", set()),
         ("no-grid", "soc", set()),
-        ("spin-tied-to-space", "spin-group", {"spin rotation"}),
     ],
 )
 def test_an_ablated_network_breaks_the_symmetry_that_it_lacks_and_no_other(ablated, name, mode, broken):

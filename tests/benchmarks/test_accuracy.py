@@ -10,10 +10,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from hamnet.models.io import TrainedOn
+from hamnet.models.readout import parts_from_blocks
 from hamnet.sample import Sample
 from hamnet.store import write_samples
-from small_models import BASIS, crystal, model_hamiltonian, model_overlap
+from hamnet.training.survey import choose_mode
+from small_models import BASIS, crystal, model_hamiltonian, model_overlap, random_operator
 
 ROOT = Path(__file__).resolve().parents[2]
 SETS = {
@@ -132,6 +136,17 @@ def test_equal_moments_keep_their_directions_and_get_the_mean_size_of_their_spec
     assert found == pytest.approx(np.array([[0, 0, 3.0], [0.15, 0, 0], [0, -3.0, 0]]))
     assert change(samples[1]).structure.moments[1] == pytest.approx([0, 0, 0])
     assert change(samples[0]).hamiltonian is samples[0].hamiltonian
+
+
+def test_samples_without_spin_orbit_that_are_said_to_have_it_make_a_network_whose_spin_turns_with_space(accuracy):
+    structure = crystal()
+    bare = random_operator(structure, BASIS, 4, seed=1, dtype=torch.float64)
+    sample = Sample("r0", structure, BASIS, model_overlap(structure), bare, spin_orbit=False)
+    said = accuracy.with_spin_orbit(sample)
+    modes = [choose_mode("auto", TrainedOn(s.spin, s.spin_orbit)) for s in (sample, said)]
+    assert modes == ["spin-group", "soc"]
+    assert said.hamiltonian.max_abs_difference(bare) == 0
+    assert parts_from_blocks(said.hamiltonian.blocks[0], "soc").shape[1] == 8
 
 
 # -- the short form ----------------------------------------------------------------------------------------------------
