@@ -1,0 +1,181 @@
+"""Block shift-invert Lanczos for the states of H c = E S c nearest to a shift.
+
+The operator (H − σS)⁻¹ S is Hermitian in the inner product of S; its largest eigenvalues θ = 1/(E − σ) belong to the
+states next to σ. Blocks of vectors find degenerate levels and share the passes over the factor; all vectors are kept
+orthogonal in full, twice; the basis is restarted from its Ritz vectors (thick restart: Wu and Simon, SIAM J. Matrix
+Anal. Appl. 22, 602 (2000)).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hamnet.errors import SolverError
+
+from .factor import CertifiedFactor
+
+__all__ = ["RitzStates", "states_near"]
+
+ComplexArray = NDArray[np.complex128]
+
+_BLOCK = 8
+_LARGEST_BASIS_STEPS = 400
+# Directions whose S-norm fell by this much hold rounding only.
+_DEPENDENT = 1e-10
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RitzStates:
+    """Converged states next to a shift.
+
+    energies_ev : (n,) ascending. vectors : (dim, n), c†Sc = 1. errors_ev : (n,) bounds from residuals of the inverse
+    operator. complete : as many as were asked for. n_solves : solutions with a block of right-hand sides.
+    """
+
+    energies_ev: NDArray[np.float64]
+    vectors: ComplexArray
+    errors_ev: NDArray[np.float64]
+    complete: bool
+    n_solves: int
+
+
+def states_near(
+    factor: CertifiedFactor,
+    count: int,
+    *,
+    window_ev: tuple[float, float] = (-np.inf, np.inf),
+    tolerance_ev: float = 1e-8,
+    seed: int = 0,
+) -> RitzStates:
+    """The `count` states nearest to the shift of `factor` among those inside the open window.
+
+    Stops as soon as so many have converged, or when the basis stops to grow richer: then `complete` is False.
+    """
+    at, sigma = factor.at, factor.sigma_ev
+    count = min(count, at.dim)
+    capacity = min(at.dim, count + max(count, 12 * _BLOCK))
+    rng = np.random.default_rng(seed)
+    basis = _Basis(factor, capacity + _BLOCK)
+    block = basis.orthonormal(_random(rng, at.dim, _BLOCK))[0]
+    n_solves, chosen = 0, np.zeros(0, np.int64)
+    theta = errors = np.zeros(0)
+    vectors = np.zeros((0, 0), np.complex128)
+    for _ in range(_LARGEST_BASIS_STEPS):
+        basis.append(block)
+        image = factor.solve(basis.s_vectors[:, basis.size - block.shape[1] : basis.size])
+        n_solves += 1
+        block, coupling = basis.project(image)
+        theta, vectors = np.linalg.eigh(basis.matrix)
+        residual = np.linalg.norm(coupling @ vectors[basis.size - image.shape[1] :], axis=0)
+        with np.errstate(divide="ignore"):
+            errors, energies = residual / theta**2, sigma + 1 / theta
+        inside = (energies > window_ev[0]) & (energies < window_ev[1]) & (errors < tolerance_ev)
+        chosen = np.flatnonzero(inside)
+        if len(chosen) >= count or basis.size >= at.dim:
+            break
+        if basis.size + _BLOCK > capacity:
+            order = np.argsort(-np.abs(theta))
+            stale = bool((errors[order[: min(len(order), count + _BLOCK)]] < tolerance_ev).all())
+            kept = order[: min(count + _BLOCK, capacity - 4 * _BLOCK)]
+            basis.restart(theta[kept], vectors[:, kept])
+            if stale:
+                # All around the shift has converged and states are missing: their level has more copies than the block.
+                block = np.zeros((at.dim, 0), np.complex128)
+        if block.shape[1] < _BLOCK:
+            fresh = basis.orthonormal(_random(rng, at.dim, _BLOCK - block.shape[1]), beside=block)[0]
+            block = np.concatenate([block, fresh], axis=1)
+    near = chosen[np.argsort(-np.abs(theta[chosen]))[:count]]
+    return _refined(
+        factor, basis.vectors[:, : basis.size] @ vectors[:, near], errors[near], len(near) == count, n_solves
+    )
+
+
+def _refined(factor: CertifiedFactor, x: ComplexArray, errors: NDArray, complete: bool, n_solves: int) -> RitzStates:
+    """Rayleigh–Ritz with H and S themselves: energies to second order in what is left of the residual."""
+    at = factor.at
+    hx, sx = at.h @ x, at.apply_s(x)
+    h, s = x.conj().T @ hx, x.conj().T @ sx
+    values, vectors = np.linalg.eigh(s)
+    half = vectors / np.sqrt(values)
+    energies, turn = np.linalg.eigh(half.conj().T @ h @ half)
+    # Which old state became which new one does not matter: the largest error stands for all of a turned level.
+    bound = np.full(len(energies), errors.max(initial=0.0))
+    return RitzStates(energies, x @ (half @ turn), bound, complete, n_solves)
+
+
+def _random(rng: np.random.Generator, dim: int, n: int) -> ComplexArray:
+    return rng.standard_normal((dim, n)) + 1j * rng.standard_normal((dim, n))
+
+
+class _Basis:
+    """S-orthonormal vectors V, S V beside them, and V†S (H − σS)⁻¹ S V."""
+
+    def __init__(self, factor: CertifiedFactor, capacity: int) -> None:
+        self._at = factor.at
+        shape = (factor.at.dim, capacity)
+        self.vectors = np.zeros(shape, np.complex128, order="F")
+        self.s_vectors = np.zeros(shape, np.complex128, order="F")
+        self._matrix = np.zeros((capacity, capacity), np.complex128)
+        self.size = 0
+        self._done = 0
+
+    @property
+    def matrix(self) -> ComplexArray:
+        part = self._matrix[: self.size, : self.size]
+        return (part + part.conj().T) / 2
+
+    def append(self, block: ComplexArray) -> None:
+        end = self.size + block.shape[1]
+        self.vectors[:, self.size : end] = block
+        self.s_vectors[:, self.size : end] = self._at.apply_s(block)
+        self._done, self.size = self.size, end
+
+    def project(self, image: ComplexArray) -> tuple[ComplexArray, ComplexArray]:
+        """Add the columns of the newest block to the matrix; what is left of its image, orthonormal, and its size."""
+        v, sv = self.vectors[:, : self.size], self.s_vectors[:, : self.size]
+        total = np.zeros((self.size, image.shape[1]), np.complex128)
+        for _ in range(2):
+            part = sv.conj().T @ image
+            image = image - v @ part
+            total += part
+        new = slice(self._done, self.size)
+        self._matrix[: self.size, new] = total
+        self._matrix[new, : self.size] = total.conj().T
+        return self.orthonormal(image)
+
+    def orthonormal(self, x: ComplexArray, beside: ComplexArray | None = None) -> tuple[ComplexArray, ComplexArray]:
+        """Orthonormal vectors Q of the span of x beyond the basis (and `beside`), and R with x = Q R."""
+        q, r = x, np.eye(x.shape[1], dtype=np.complex128)
+        for _ in range(2):
+            for other, s_other in self._others(beside):
+                q = q - other @ (s_other.conj().T @ q)
+            values, vectors = np.linalg.eigh(q.conj().T @ self._at.apply_s(q))
+            if not np.isfinite(values).all() or values.min(initial=0.0) < -1e-6 * values.max(initial=1.0):
+                raise SolverError(
+                    "an overlap that is not positive definite (a vector with a negative norm)",
+                    expected="a positive definite overlap",
+                    remedy="check that structure, basis and overlap belong together",
+                )
+            kept = values > _DEPENDENT * max(float(values.max(initial=0.0)), 1e-300)
+            root = np.sqrt(values[kept])
+            r = (vectors[:, kept] * root).conj().T @ r
+            q = q @ (vectors[:, kept] / root)
+        return q, r
+
+    def _others(self, beside: ComplexArray | None) -> list[tuple[ComplexArray, ComplexArray]]:
+        found = [(self.vectors[:, : self.size], self.s_vectors[:, : self.size])]
+        if beside is not None and beside.shape[1]:
+            found.append((beside, self._at.apply_s(beside)))
+        return found
+
+    def restart(self, theta: NDArray[np.float64], vectors: ComplexArray) -> None:
+        """Keep Ritz vectors only: columns of `vectors` (size, n)."""
+        n = len(theta)
+        for array in (self.vectors, self.s_vectors):
+            array[:, :n] = array[:, : self.size] @ vectors
+        self._matrix[:] = 0
+        self._matrix[np.arange(n), np.arange(n)] = theta
+        self.size = n
