@@ -120,16 +120,19 @@ class Variant:
     rows: tuple[str, ...] = ()
 
 
+# Rows of direction-constrained runs, of which the network is given directions alone.
+_CONSTRAINED = tuple(row.name for row in ROWS if row.train[0].set.startswith("openmx"))
 _WIDTHS = ("channels", "hidden", "pair_channels", "product_channels")
 ABLATIONS: Mapping[str, Variant] = {
     "full": Variant(),
     "no parity": Variant(("model.name=no-parity",)),
     "no time label": Variant(("model.name=no-time-label",)),
     "linear in moments": Variant(("model.name=linear-in-moments",)),
-    "one scale, no shift": Variant(("model.name=one-scale",)),
+    "one scale without shift": Variant(("model.name=one-scale",)),
     "no envelope": Variant(("model.name=no-envelope",)),
     "no grid": Variant(("model.name=no-grid",)),
-    "no moment size": Variant(equal_moments=True),
+    "moment sizes as input": Variant(("model.moment_sizes=true",), rows=_CONSTRAINED),
+    "no moment size": Variant(equal_moments=True, rows=("fept", "fe")),
     "one layer": Variant(("model.n_layers=1",)),
     "three layers": Variant(("model.n_layers=3",)),
     "half width": Variant(factors=tuple((key, 0.5) for key in _WIDTHS)),
