@@ -25,7 +25,18 @@ from .dos import DensityOfStates
 from .files import replacing
 from .kpath import KPath
 
-__all__ = ["PALETTE", "SUFFIXES", "band_figure", "check_output", "dos_figure", "save_figure"]
+__all__ = [
+    "PALETTE",
+    "SUFFIXES",
+    "band_axes",
+    "band_figure",
+    "check_output",
+    "dos_figure",
+    "draw_lines",
+    "legend_above",
+    "save_figure",
+    "separate_labels",
+]
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 """Okabe and Ito's colours, told apart by colour-blind readers; black is kept for references."""
@@ -79,7 +90,7 @@ def band_figure(
     if reference_ev is not None:
         # Wider than the bands in front of it: where both agree, a black rim stays.
         for channel in range(reference_ev.shape[1]):
-            _lines(axes, path, reference_ev[:, channel] - zero_ev, window_ev, colour="black", width=1.5, order=1)
+            draw_lines(axes, path, reference_ev[:, channel] - zero_ev, window_ev, colour="black", width=1.5, order=1)
         handles.append(Line2D([], [], color="black", lw=1.5, label=reference_label))
     if spin_axis is not None:
         _colour_by_spin(figure, axes, path, bands, spin_axis, zero_ev, window_ev)
@@ -89,10 +100,10 @@ def band_figure(
         handles.extend(_colour_by_group(axes, path, bands, zero_ev, window_ev))
     else:
         handles.extend(_plain(axes, path, bands, zero_ev, window_ev, label if handles else None))
-    _band_axes(axes, path, window_ev)
+    band_axes(axes, path, window_ev)
     if handles:
-        _legend(figure, handles)
-    _separate_labels(figure, axes)
+        legend_above(figure, handles)
+    separate_labels(figure, axes)
     return figure
 
 
@@ -106,7 +117,7 @@ def _plain(
         style = "solid" if channel == 0 else (0, (3, 1.2))
         name = label if n_channel == 1 else " ".join(filter(None, (label, "↑↓"[channel])))
         relative = bands.energies_ev[:, channel] - zero_ev
-        _lines(axes, path, relative, window_ev, colour=colours[channel], width=_WIDTH_PT, order=3, style=style)
+        draw_lines(axes, path, relative, window_ev, colour=colours[channel], width=_WIDTH_PT, order=3, style=style)
         if name:
             handles.append(Line2D([], [], color=colours[channel], lw=1.0, ls=style, label=name))
     return handles
@@ -168,7 +179,7 @@ def _shown(relative: NDArray, window_ev: tuple[float, float]) -> NDArray[np.bool
     return (relative.max(axis=0) >= window_ev[0]) & (relative.min(axis=0) <= window_ev[1])
 
 
-def _lines(
+def draw_lines(
     axes: Axes,
     path: KPath,
     relative: NDArray,
@@ -179,6 +190,7 @@ def _lines(
     order: int,
     style: str | tuple = "solid",
 ) -> None:
+    """Bands (n_k, n), relative to the zero of energy, that touch the window; no line crosses a jump of the path."""
     for section in path.sections:
         lines = relative[section][:, _shown(relative, window_ev)]
         points = np.stack([np.broadcast_to(path.distance[section, None], lines.shape), lines], axis=-1)
@@ -207,7 +219,8 @@ def _segments(
     return points.reshape(-1, 2, 2), mean.reshape(len(points) * height.shape[1], -1)
 
 
-def _band_axes(axes: Axes, path: KPath, window_ev: tuple[float, float]) -> None:
+def band_axes(axes: Axes, path: KPath, window_ev: tuple[float, float]) -> None:
+    """Limits, named points with lines at them, the zero of energy, and the frame of a picture of bands."""
     axes.set_xlim(float(path.distance[0]), float(path.distance[-1]) or 1.0)
     axes.set_ylim(*window_ev)
     axes.set_xticks(path.ticks, [_pretty(label) for label in path.labels], fontsize=_LABEL_PT)
@@ -266,7 +279,7 @@ def dos_figure(
     axes.axvline(0, color="0.4", lw=0.6, ls=(0, (4, 3)), zorder=1.5)
     _frame(axes)
     if len(handles) > 1:
-        _legend(figure, handles)
+        legend_above(figure, handles)
     return figure
 
 
@@ -290,7 +303,7 @@ def _frame(axes: Axes) -> None:
         spine.set_zorder(10)
 
 
-def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
+def legend_above(figure: Figure, handles: Sequence[Line2D]) -> None:
     """A legend above the frame, where no curve runs through it, with as many columns as fit."""
     for columns in range(min(len(handles), 4), 0, -1):
         legend = figure.legend(
@@ -308,7 +321,7 @@ def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
         legend.remove()
 
 
-def _separate_labels(figure: Figure, axes: Axes) -> None:
+def separate_labels(figure: Figure, axes: Axes) -> None:
     """Labels of ticks that would touch the one before stand one line lower."""
     figure.draw_without_rendering()
     labels = axes.get_xticklabels()
