@@ -25,19 +25,16 @@ if TYPE_CHECKING:
 
     from .sources import Source
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "add_path_arguments", "read_path", "run"]
 
 _PATH_HELP = "GMKG with the lattice's labels, GX|YG with a jump, or points 'G=0,0,0 M=1/2,0,0 G' (the lattice's own)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     spectrum.add_source_arguments(parser)
-    path = parser.add_mutually_exclusive_group()
-    path.add_argument("--path", metavar="PATH", help=_PATH_HELP)
-    path.add_argument("--path-file", type=Path, metavar="TXT", help="text file with a path in the same form")
+    path = add_path_arguments(parser)
     path.add_argument("--own", action="store_true", help="the k points of the DFT run's own band file")
     path.add_argument("--printed", action="store_true", help="as --own, and the code's own eigenvalues as overlay")
-    parser.add_argument("--points", type=int, default=200, metavar="N", help="k points along the path (%(default)s)")
     parser.add_argument(
         "--color",
         choices=["auto", *spectrum.AXES, "species", "shell", "none"],
@@ -45,6 +42,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="colour of the bands (auto: spin-z for a vector Hamiltonian, else none)",
     )
     spectrum.add_zero_arguments(parser)
+
+
+def add_path_arguments(parser: argparse.ArgumentParser) -> Any:
+    """The path and its points; returns the group of ways to give it, which exclude each other."""
+    path = parser.add_mutually_exclusive_group()
+    path.add_argument("--path", metavar="PATH", help=_PATH_HELP)
+    path.add_argument("--path-file", type=Path, metavar="TXT", help="text file with a path in the same form")
+    parser.add_argument("--points", type=int, default=200, metavar="N", help="k points along the path (%(default)s)")
+    return path
 
 
 def run(args: argparse.Namespace) -> int:
@@ -120,7 +126,7 @@ def _path(args: argparse.Namespace, source: Source, other: Source | None) -> tup
     if not (args.own or args.printed):
         text = args.path
         if args.path_file is not None:
-            text = _read_path(args.path_file)
+            text = read_path(args.path_file)
         return k_path(structure, text, n_points=args.points, periodic=periodic), None
     runs = [candidate for candidate in (source, other) if candidate is not None]
     if args.printed:
@@ -137,7 +143,8 @@ def _path(args: argparse.Namespace, source: Source, other: Source | None) -> tup
     return path, found[0].energies_ev if args.printed else None
 
 
-def _read_path(file: Path) -> str:
+def read_path(file: Path) -> str:
+    """The path in a text file, as `--path` takes it; comments after ``#``."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -34,6 +34,7 @@ __all__ = [
     "load_overlay",
     "mesh_of",
     "print_report",
+    "progress_bar",
     "report",
     "solve",
     "zero_of",
@@ -52,7 +53,9 @@ class Zero:
     counted: FermiLevel | None = None
 
 
-def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+def add_source_arguments(
+    parser: argparse.ArgumentParser, *, overlay: str = "set or run to draw in black behind, on the same scale"
+) -> None:
     add = parser.add_argument
     add("file", type=Path, metavar="FILE", help="sample set (.h5) or DFT run folder")
     add("--sample", metavar="NAME", help="sample of the set, if it holds several")
@@ -62,7 +65,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         help="of DFT runs, H as the code stored it, with the penalty of constrained moments: it has the code's own "
         "bands (default: penalty subtracted)",
     )
-    add("--overlay", type=Path, metavar="FILE", help="set or run to draw in black behind, on the same scale")
+    add("--overlay", type=Path, metavar="FILE", help=overlay)
     add("--overlay-sample", metavar="NAME", help="sample of the overlay set, if it holds several (that of --sample)")
     add("-o", "--output", type=Path, required=True, metavar="FIGURE", help=".png, .pdf or .svg; data go beside it")
     add(
@@ -188,12 +191,13 @@ def solve(what: str, hamiltonian: BlockOperator, overlap: BlockOperator, k_frac,
     cost = dense_cost(hamiltonian, len(k_frac))
     if cost.seconds > 2:
         print(f"hamnet: {what}: {cost}", file=sys.stderr)
-    with _progress(what) as progress:
+    with progress_bar(what) as progress:
         return solve_bands(hamiltonian, overlap, k_frac, progress=progress, **character)
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[Progress]:
+def progress_bar(what: str) -> Iterator[Progress]:
+    """A bar on the terminal; yields the function that moves it, called with (done, all)."""
     from rich.console import Console
     from rich.progress import Progress
 

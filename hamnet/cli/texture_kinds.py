@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hamnet.structure import Structure
     from hamnet.textures.plane import Plane
 
-__all__ = ["KINDS", "Kind", "Scene", "Texture", "add_kind_parser"]
+__all__ = ["KINDS", "Kind", "Scene", "Texture", "add_kind_parser", "allow_negative_fractions", "fraction"]
 
 _AXES = {"a": 0, "b": 1, "c": 2}
 _BOUNDARY_ANG = 3.0
@@ -69,7 +69,8 @@ class Kind:
     make: Callable[[argparse.Namespace, Scene], Texture]
 
 
-def _fraction(text: str) -> Fraction:
+def fraction(text: str) -> Fraction:
+    """The type of a component of a wave vector on the command line."""
     try:
         return Fraction(text)
     except (ValueError, ZeroDivisionError) as error:
@@ -80,10 +81,14 @@ def add_kind_parser(kinds: Any, name: str, kind: Kind) -> argparse.ArgumentParse
     """A parser for one kind, with its own options."""
     summary = kind.summary
     parser = kinds.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-    # argparse takes a word like -1/3 for an option; this is its own test for negative numbers, with fractions.
-    parser._negative_number_matcher = re.compile(r"^-\d*\.?\d+([/eE.]-?\d+)?$")
+    allow_negative_fractions(parser)
     kind.add(parser)
     return parser
+
+
+def allow_negative_fractions(parser: argparse.ArgumentParser) -> None:
+    """argparse takes a word like -1/3 for an option; this is its own test for negative numbers, with fractions."""
+    parser._negative_number_matcher = re.compile(r"^-\d*\.?\d+([/eE.]-?\d+)?$")
 
 
 def _vector(parser: Any, name: str, default: tuple[float, float, float], text: str) -> None:
@@ -106,7 +111,7 @@ def _ferromagnet(args: argparse.Namespace, scene: Scene) -> Texture:
 def _add_spiral(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     text = "wave vector in fractions of the reciprocal vectors of STRUCTURE's own cell, such as 1/8 0 0"
-    add("--q", type=_fraction, nargs=3, required=True, metavar=("Q1", "Q2", "Q3"), help=text)
+    add("--q", type=fraction, nargs=3, required=True, metavar=("Q1", "Q2", "Q3"), help=text)
     text = "axis of rotation: three Cartesian numbers, screw (along q) or cycloid (in the plane, across q) (0 0 1)"
     add("--axis", nargs="+", default=["0", "0", "1"], metavar="X Y Z", help=text)
     add("--phase", type=float, default=0.0, metavar="DEG", help="phase at the origin, degrees (%(default)g)")
@@ -215,7 +220,7 @@ def _add_skyrmions(parser: argparse.ArgumentParser) -> None:
     add("--polarity", type=int, choices=[-1, 1], default=-1, help="of the core along the axis (%(default)s)")
     _add_block(parser)
     text = "a centre in fractions of the block, may be given several times (0.5 0.5)"
-    add("--centre", type=_fraction, nargs=2, action="append", metavar=("U", "V"), help=text)
+    add("--centre", type=fraction, nargs=2, action="append", metavar=("U", "V"), help=text)
     text = "axis of core and background, Cartesian; one in the plane makes bimerons (the plane's normal)"
     add("--axis", type=float, nargs=3, metavar=("X", "Y", "Z"), help=text)
 
