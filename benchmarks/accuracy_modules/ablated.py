@@ -23,6 +23,8 @@ from hamnet.models.irreps import ALGEBRAS, EquivariantLinear, SpinAlgebra, Tenso
 
 __all__ = ["ABLATED", "registered"]
 
+_LARGEST_GAIN = 40.0
+
 # -- labels of features ------------------------------------------------------------------------------------------------
 
 
@@ -145,6 +147,15 @@ class LinearInMoments(HamiltonianModel):
         slope = self.embedding.moment[graph.species, 1].sum(dim=1)
         x[:, 1:4, 1, 1] = solid_harmonics(1, moments)[1][:, :, None] * slope[:, None]
         return x
+
+    def stages(self) -> Iterator[tuple[EquivariantLinear, float]]:
+        # Without moments in what is even, symmetric sites lack some kinds. Calibration would amplify these by its
+        # largest gain in each stage, until in float32 their rounding is larger than all else: they keep their weights.
+        for linear, wanted in super().stages():
+            before = linear.weight.clone()
+            yield linear, wanted
+            gain = (linear.weight.square().sum(dim=(3, 4)) / before.square().sum(dim=(3, 4))).sqrt()
+            linear.weight.copy_(torch.where((gain > _LARGEST_GAIN)[..., None, None], before, linear.weight))
 
     def _edge_scalars(self, graph: Graph, fraction: Tensor, row: Tensor, col: Tensor) -> Tensor:
         return super()._edge_scalars(_without_moments(graph), fraction, row, col)

@@ -115,6 +115,17 @@ def test_the_linear_network_sees_directions_alone_where_sizes_are_no_input(ablat
     assert none.max_abs_difference(once) > 1e-3
 
 
+def test_the_linear_network_is_the_same_in_single_precision_on_a_symmetric_crystal(ablated):
+    """What symmetry forbids without moments is rounding, which calibration must not amplify."""
+    square = Structure(np.diag([3.2, 3.2, 9.0]), np.zeros((1, 3)), np.array([28]), ("Ni",), np.array([[0.3, 0.5, 1.2]]))
+    model = network(ablated.LinearInMoments, cutoff_ang=3.5)
+    calibrate(model, model.graph([square], [basis_pairs(square, BASIS)]))
+    double = predicted(model, square)
+    single = predicted(model.to(torch.float32), square).to(torch.complex128)
+    largest = max(float(block.abs().max()) for block in double.blocks)
+    assert single.max_abs_difference(double) < 5e-4 * largest  # 2e-2 where rounding is amplified
+
+
 def test_one_scale_serves_all_outputs_once_the_branches_are_calibrated(ablated):
     structure, spread = crystal(), {}
     for kind in (HamiltonianModel, ablated.OneScale):
