@@ -13,8 +13,11 @@ from .bands import Bands
 from .dos import DensityOfStates
 from .files import replacing
 from .kpath import KPath
+from .unfold import UnfoldedBands, energy_grid, spectral_function
 
-__all__ = ["write_bands", "write_dos"]
+__all__ = ["write_bands", "write_dos", "write_unfolded"]
+
+_LEAST_WEIGHT = 1e-3
 
 
 def write_bands(
@@ -90,6 +93,62 @@ def write_dos(path: str | Path, dos: DensityOfStates, *, zero_ev: float) -> tupl
         columns |= {f"{_column(label)}{end}_states_per_eV": values[c] for c, end in enumerate(ends)}
     rows = np.column_stack(list(columns.values()))
     _write_csv(text, list(columns), ([f"{x:.8g}" for x in row] for row in rows.tolist()))
+    return archive, text
+
+
+def write_unfolded(
+    path: str | Path,
+    bands: UnfoldedBands,
+    k_path: KPath,
+    *,
+    zero_ev: float,
+    window_ev: tuple[float, float],
+    width_ev: float,
+) -> tuple[Path, Path]:
+    """``.npz`` with all states of `bands` and the map of the figure, ``.csv`` with the states in the window.
+
+    `zero_ev` is the level that the figure calls zero, `window_ev` is relative to it, `width_ev` that of the map. States
+    with a weight below 0.001 are left out of the text.
+    """
+    archive, text = Path(path).with_suffix(".npz"), Path(path).with_suffix(".csv")
+    grid = energy_grid(window_ev, width_ev) + zero_ev
+    arrays = {
+        "k_frac": bands.k_frac,
+        "distance_per_ang": k_path.distance,
+        "tick_distance_per_ang": k_path.ticks,
+        "tick_labels": np.array(k_path.labels),
+        "zero_eV": np.array(zero_ev),
+        "k_index": bands.k_index,
+        "channel": bands.channel,
+        "energies_eV": bands.energies_ev,
+        "weights": bands.weights,
+        "map_energies_eV": grid,
+        "map_weight_per_eV": spectral_function(bands, bands.weights, grid, width_ev),
+    }
+    columns = {"weight": bands.weights}
+    if bands.spin is not None:
+        arrays |= {"spin_xyz": bands.spin, "map_spin_xyz_per_eV": spectral_function(bands, bands.spin, grid, width_ev)}
+        columns |= {f"spin_{axis}": bands.spin[:, a] for a, axis in enumerate("xyz")}
+    if bands.groups is not None:
+        arrays |= {"weights_by_group": bands.groups, "groups": np.array(bands.group_labels)}
+        columns |= {f"weight_{_column(g)}": bands.groups[:, n] for n, g in enumerate(bands.group_labels)}
+    _save(archive, arrays)
+    relative = bands.energies_ev - zero_ev
+    shown = (relative >= window_ev[0]) & (relative <= window_ev[1]) & (bands.weights >= _LEAST_WEIGHT)
+    order = np.lexsort((bands.energies_ev, bands.channel, bands.k_index))
+    header = ["distance_per_ang", "k1", "k2", "k3", "channel", "energy_eV", "energy_minus_zero_eV"]
+    rows = (
+        [
+            f"{k_path.distance[k]:.8g}",
+            *(f"{x:.10g}" for x in bands.k_frac[k]),
+            bands.channel[state],
+            f"{bands.energies_ev[state]:.8f}",
+            f"{relative[state]:.8f}",
+            *(f"{values[state]:.6f}" for values in columns.values()),
+        ]
+        for state, k in zip(order[shown[order]], bands.k_index[order][shown[order]], strict=True)
+    )
+    _write_csv(text, [*header, *columns], rows)
     return archive, text
 
 

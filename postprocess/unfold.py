@@ -44,6 +44,7 @@ __all__ = [
     "Spiral",
     "Unfolded",
     "UnfoldedBands",
+    "energy_grid",
     "fold_orbitals",
     "lowdin_amplitudes",
     "mean_overlap",
@@ -61,6 +62,7 @@ _CHUNK = 2**20
 _MARGIN = 0.2
 _ROOT_ERROR = 1e-12
 _MOST_TERMS = 20_000
+_LEAST_ROWS, _MOST_ROWS = 400, 4000
 
 
 class KStates(NamedTuple):
@@ -447,6 +449,17 @@ def _vectors_of_spin(part: Unfolded, n_spin: int, channel: int) -> NDArray[np.fl
     if n_spin == 2:
         result[..., 2] = (1, -1)[channel] * part.weights
     return result
+
+
+def energy_grid(window_ev: tuple[float, float], width_ev: float) -> NDArray[np.float64]:
+    """(n_e,) centres of equal intervals that fill the window, three or more to a width."""
+    low, high = window_ev
+    if not high > low:
+        raise ConfigError(f"energy window {low:g} … {high:g} eV", expected="the lower end first")
+    if not width_ev > 0:
+        raise ConfigError(f"width {width_ev:g} eV", expected="a positive width")
+    rows = int(np.clip(np.ceil(3 * (high - low) / width_ev), _LEAST_ROWS, _MOST_ROWS))
+    return low + (np.arange(rows) + 0.5) * (high - low) / rows
 
 
 def spectral_function(

@@ -23,6 +23,7 @@ _VERBS = {
     "predict": "predict the Hamiltonian of a structure",
     "bands": "band structure of a predicted or computed Hamiltonian",
     "dos": "density of states and Fermi level",
+    "unfold": "bands of a supercell in the zone of its primitive cell, with spectral weight and spin",
 }
 
 _EPILOG = "Exit codes: 0 good, 1 a check failed, 2 wrong use or bad input. `hamnet VERB --help` tells more."

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hamnet.textures.charge import LayerCharge
     from hamnet.textures.plane import Plane
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "run", "supercell_of"]
 
 _SMOOTH_DEG = 120.0
 
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if figure is not None:
         check_output(figure)
     small = load_structure(args.structure, sample=args.sample)[0].with_moments(None)
-    matrix = _matrix(args.supercell)
+    matrix = supercell_of(args.supercell, "--supercell")
     crystal = tile_structure(small, matrix)
     sizes, told = _sizes(args, crystal)
     magnetic = np.flatnonzero(sizes)
@@ -148,11 +148,12 @@ def _check_paths(args: argparse.Namespace) -> Path | None:
     return None if args.no_figure else args.figure or args.output.with_suffix(".png")
 
 
-def _matrix(numbers: list[int]) -> NDArray[np.int64]:
+def supercell_of(numbers: list[int], option: str) -> NDArray[np.int64]:
+    """(3, 3) of the three or nine numbers given to an option."""
     import numpy as np
 
     if len(numbers) not in (3, 9):
-        raise ConfigError(f"--supercell with {len(numbers)} numbers", expected="three, or nine: the rows of a matrix")
+        raise ConfigError(f"{option} with {len(numbers)} numbers", expected="three, or nine: the rows of a matrix")
     return np.diag(numbers) if len(numbers) == 3 else np.array(numbers).reshape(3, 3)
 
 
