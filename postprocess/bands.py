@@ -7,9 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from hamnet.bloch import n_channels
 from hamnet.blocks import BlockOperator
@@ -17,6 +15,7 @@ from hamnet.eigen import Eigenstates, eigenstates, eigenvalues
 from hamnet.errors import SolverError
 from hamnet.structure import frozen
 
+from .characters import mulliken_weights, spinor_spin
 from .grouping import Grouping
 
 __all__ = ["Bands", "DenseCost", "dense_cost", "solve_bands"]
@@ -117,9 +116,8 @@ def solve_bands(
 ) -> Bands:
     """All states at k_frac (n_k, 3); `spin` and `grouping` ask for ⟨σ⟩ and Mulliken weights."""
     k_frac = np.atleast_2d(np.asarray(k_frac, dtype=np.float64))
-    membership = None if grouping is None else torch.from_numpy(grouping.membership)
     energies, spins, weights, done = [], [], [], 0
-    if not spin and membership is None:
+    if not spin and grouping is None:
         for portion in np.array_split(k_frac, max(1, min(len(k_frac), 50))):
             energies.append(eigenvalues(hamiltonian, overlap, portion))
             done += len(portion)
@@ -127,11 +125,11 @@ def solve_bands(
     else:
         for states in eigenstates(hamiltonian, overlap, k_frac):
             energies.append(states.energies.cpu().numpy())
-            along = states.overlap @ states.vectors
+            vectors, along = states.vectors.cpu().numpy(), (states.overlap @ states.vectors).cpu().numpy()
             if spin:
-                spins.append(_spin(states, along, hamiltonian.n_spin).cpu().numpy())
-            if membership is not None:
-                weights.append(_weights(states, along, membership.to(states.energies.device)).cpu().numpy())
+                spins.append(_spin(states, vectors, along, hamiltonian.n_spin))
+            if grouping is not None:
+                weights.append(mulliken_weights(vectors, along, grouping.membership))
             done += len(states.energies)
             _report(progress, done, len(k_frac))
     return Bands(
@@ -139,7 +137,7 @@ def solve_bands(
         np.concatenate(energies),
         hamiltonian.n_spin,
         np.concatenate(spins) if spin else None,
-        None if membership is None else np.concatenate(weights),
+        None if grouping is None else np.concatenate(weights),
         () if grouping is None else grouping.labels,
     )
 
@@ -149,23 +147,11 @@ def _report(progress: Progress | None, done: int, total: int) -> None:
         progress(done, total)
 
 
-def _spin(states: Eigenstates, along: Tensor, n_spin: int) -> Tensor:
+def _spin(states: Eigenstates, vectors: NDArray, along: NDArray, n_spin: int) -> NDArray[np.float64]:
     """(n_k, n_channel, n, 3) ⟨σ⟩, with S c in `along`."""
-    result = torch.zeros((*states.energies.shape, 3), dtype=states.energies.dtype, device=states.energies.device)
+    if n_spin == 4:
+        return spinor_spin(vectors, along)
+    result = np.zeros((*states.energies.shape, 3))
     if n_spin == 2:
         result[:, 0, :, 2], result[:, 1, :, 2] = 1, -1
-    elif n_spin == 4:
-        up, down = states.vectors[..., 0::2, :], states.vectors[..., 1::2, :]
-        s_up, s_down = along[..., 0::2, :], along[..., 1::2, :]
-        flip = (up.conj() * s_down).sum(dim=-2)  # ↑†S↓
-        z = (up.conj() * s_up).sum(dim=-2) - (down.conj() * s_down).sum(dim=-2)
-        result = torch.stack([2 * flip.real, 2 * flip.imag, z.real], dim=-1)
     return result
-
-
-def _weights(states: Eigenstates, along: Tensor, membership: Tensor) -> Tensor:
-    """(n_k, n_channel, n, n_groups) Σ_{a in group, σ} Re c_aσ* (S c)_aσ."""
-    share = (states.vectors.conj() * along).real  # (n_k, n_channel, dim, n)
-    n_orbitals = len(membership)
-    by_orbital = share.unflatten(-2, (n_orbitals, -1)).sum(dim=-2)
-    return by_orbital.transpose(-1, -2) @ membership.to(by_orbital.dtype)
