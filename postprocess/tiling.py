@@ -48,7 +48,7 @@ class Tiling:
     atoms : (N, n_sites) atom of the supercell on each site of each cell.
     shifts : (N, n_sites, 3) lattice vector R of the supercell by which this atom is away: it stands in cell T + R M.
     displacements_ang : (n, 3) of each atom of the supercell from its site; their mean is zero.
-    strain : largest element of M⁻¹ A a⁻¹ − 1: how much the primitive cell had to be deformed.
+    strain : largest element of (M a)⁻¹ A − 1: how much the primitive lattice had to be deformed.
     """
 
     primitive: Structure
@@ -133,8 +133,10 @@ def _nearest_matrix(structure: Structure, primitive: Structure) -> tuple[NDArray
     ratio = structure.cell @ np.linalg.inv(primitive.cell)
     matrix = np.rint(ratio).astype(np.int64)
     regular = round(float(np.linalg.det(matrix))) > 0
-    # cell = M (1 + strain) primitive
-    strain = float(np.abs(np.linalg.solve(matrix, ratio) - np.eye(3)).max()) if regular else np.inf
+    # structure.cell = M · primitive.cell · (1 + strain)
+    strain = np.inf
+    if regular:
+        strain = float(np.abs(np.linalg.solve(matrix @ primitive.cell, structure.cell) - np.eye(3)).max())
     if strain > _LARGEST_STRAIN or np.abs(ratio - matrix).max() > _LARGEST_FRACTION:
         off = float(np.linalg.norm(matrix @ primitive.cell - structure.cell, axis=1).max())
         raise StructureError(

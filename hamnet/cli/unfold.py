@@ -55,9 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--width",
         type=float,
-        default=0.04,
         metavar="EV",
-        help="standard deviation of the Gaussian for each level, eV (%(default)g)",
+        help="standard deviation of the Gaussian for each level, eV (1/250 of the window)",
     )
     add(
         "--color",
@@ -90,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
 
     check_output(args.output)
     window = tuple(args.window)
-    energy_grid(window, args.width)  # refuses a window or width that is none
+    width = (window[1] - window[0]) / 250 if args.width is None else args.width
+    energy_grid(window, width)  # refuses a window or width that is none
     args.count = args.count or args.mesh is not None or args.density is not None
     source = load_source(args.file, args.sample, stored=args.stored)
     other = spectrum.load_overlay(args)
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     mean, deviation = mean_overlap(overlap, tiling)
     zero = spectrum.zero_of(args, source)
     k_supercell, _ = unique_k(supercell_k(tiling, path.k_frac, spiral))
-    reach = 9 * args.width
+    reach = 9 * width
     shown = (zero.energy_ev + window[0] - reach, zero.energy_ev + window[1] + reach)
     bands = unfold_bands(
         _states(hamiltonian, overlap, k_supercell),
@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
         bands,
         zero_ev=zero.energy_ev,
         window_ev=window,
-        width_ev=args.width,
+        width_ev=width,
         spin_axis=spectrum.AXES.get(color),
         by_group=bands.groups is not None,
         reference_ev=None if reference is None else reference.energies_ev,
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
         k_label="" if spiral is None else f"k in the frame of the spiral q = {' '.join(map(str, args.spiral))}",
     )
     save_figure(figure, args.output)
-    data = write_unfolded(args.output, bands, path, zero_ev=zero.energy_ev, window_ev=window, width_ev=args.width)
+    data = write_unfolded(args.output, bands, path, zero_ev=zero.energy_ev, window_ev=window, width_ev=width)
     result: dict[str, Any] = {
         **spectrum.report(args, source, zero, zero.counted, data),
         "primitive_from": how,
@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
         "n_supercell_k": len(k_supercell),
         "path_labels": path.labels,
         "path_ticks_per_ang": path.ticks,
-        "width_eV": args.width,
+        "width_eV": width,
         **_sharpness(bands, zero.energy_ev, window),
     }
     _print(args, result, source)
