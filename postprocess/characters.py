@@ -14,7 +14,8 @@ __all__ = ["mulliken_weights", "overlap_product", "spinor_spin"]
 
 def overlap_product(overlap: NDArray | scipy.sparse.spmatrix, vectors: NDArray) -> NDArray[np.complex128]:
     """S c (dim, n) of one k, from the spin-free S (n_orbitals, n_orbitals), dense or sparse; spinors as they are."""
-    flat = vectors.reshape(overlap.shape[0], -1)  # type: ignore[index]
+    n = overlap.shape[0]  # type: ignore[index]
+    flat = vectors.reshape(n, vectors.size // n)
     return np.asarray(overlap @ flat).reshape(vectors.shape)
 
 

@@ -194,7 +194,8 @@ def lowdin_amplitudes(overlap: NDArray | scipy.sparse.spmatrix, vectors: NDArray
 
     Raises :class:`SolverError` where S is not positive definite.
     """
-    flat = np.asarray(vectors).reshape(overlap.shape[0], -1)  # type: ignore[index]
+    n = overlap.shape[0]  # type: ignore[index]
+    flat = np.asarray(vectors).reshape(n, vectors.size // n)
     result = _expanded_root(overlap, flat) if scipy.sparse.issparse(overlap) else _roots(np.asarray(overlap)) @ flat
     return result.reshape(vectors.shape)
 
@@ -243,11 +244,11 @@ def _expanded_root(overlap, vectors: NDArray) -> NDArray:
         before, now = now, 2 * scaled(now) - before
         result += coefficient * now
     wanted = np.real(vectors.conj() * (matrix @ vectors)).sum(axis=0)
-    error = np.abs((np.abs(result) ** 2).sum(axis=0) - wanted).max() / wanted.max()
-    if not error < 1e-8:
+    error = float(np.max(np.abs((np.abs(result) ** 2).sum(axis=0) - wanted), initial=0))
+    if not error <= 1e-8 * np.max(wanted, initial=0):
         raise SolverError(
-            f"root of the overlap with an error of {error:.2g}",
-            expected="below 1e-8",
+            f"root of the overlap with an error of {error:.2g} in c†Sc",
+            expected="below 1e-8 of it",
             remedy="unfold with a dense overlap",
         )
     return result
@@ -297,7 +298,8 @@ def unfold_states(
     Raises ValueError where the k do not fold to one K.
     """
     k_frac = np.atleast_2d(np.asarray(k_frac, dtype=np.float64))
-    spinors = np.asarray(vectors).reshape(orbitals.index.size, -1, vectors.shape[1])
+    n = orbitals.index.size
+    spinors = np.asarray(vectors).reshape(n, len(vectors) // n, vectors.shape[1])
     if spiral is None:
         parts = _parts(spinors, tiling, orbitals, k_frac, mean)
     else:
@@ -328,11 +330,11 @@ def _parts(
         phase = np.exp(-2j * np.pi * (tiling.shifts @ folded[0]))
         cells *= phase[:, orbitals.site, None, None]
     waves = np.exp(-2j * np.pi * (k_frac @ tiling.cells.T)) / np.sqrt(len(tiling))
-    parts = (waves @ cells.reshape(len(tiling), -1)).reshape(len(k_frac), *cells.shape[1:])
+    parts = (waves @ cells.reshape(len(tiling), cells[0].size)).reshape(len(k_frac), *cells.shape[1:])
     if mean is None:
         return parts
     root = _roots(bloch_dense(mean, k_frac).numpy()[:, 0])
-    return (root @ parts.reshape(len(k_frac), len(orbitals.site), -1)).reshape(parts.shape)
+    return (root @ parts.reshape(*parts.shape[:2], parts.shape[2] * parts.shape[3])).reshape(parts.shape)
 
 
 def _spin(parts: NDArray) -> NDArray[np.float64]:

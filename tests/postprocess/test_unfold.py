@@ -393,6 +393,7 @@ def test_expanded_root_of_a_sparse_overlap_is_that_of_diagonalisation(tetrahedra
     assert np.allclose(found, lowdin_amplitudes(dense, vectors), atol=1e-10)
     twice = lowdin_amplitudes(sparse, found)
     assert np.allclose(twice, overlap_product(sparse, vectors), atol=1e-10)
+    assert lowdin_amplitudes(sparse, vectors[:, :0]).shape == (2 * s.n_orbitals, 0)
 
 
 @pytest.mark.parametrize("form", [np.asarray, scipy.sparse.csr_matrix])
