@@ -56,20 +56,20 @@ def states_near(
     """
     at, sigma = factor.at, factor.sigma_ev
     count = min(count, at.dim)
-    capacity = min(at.dim, count + max(count, 12 * _BLOCK))
+    capacity = min(at.dim, count + max(3 * count, 32 * _BLOCK))
     rng = np.random.default_rng(seed)
     basis = _Basis(factor, capacity + _BLOCK)
-    block = basis.orthonormal(_random(rng, at.dim, _BLOCK))[0]
+    block = basis.random(rng, _BLOCK)
     n_solves, chosen = 0, np.zeros(0, np.int64)
     theta = errors = np.zeros(0)
     vectors = np.zeros((0, 0), np.complex128)
     for _ in range(_LARGEST_BASIS_STEPS):
         basis.append(block)
-        image = factor.solve(basis.s_vectors[:, basis.size - block.shape[1] : basis.size])
+        n_new = block.x.shape[1]
+        block = basis.project(factor.solve(block.sx))
         n_solves += 1
-        block, coupling = basis.project(image)
         theta, vectors = np.linalg.eigh(basis.matrix)
-        residual = np.linalg.norm(coupling @ vectors[basis.size - image.shape[1] :], axis=0)
+        residual = np.linalg.norm(block.r @ vectors[basis.size - n_new :], axis=0)
         with np.errstate(divide="ignore"):
             errors, energies = residual / theta**2, sigma + 1 / theta
         inside = (energies > window_ev[0]) & (energies < window_ev[1]) & (errors < tolerance_ev)
@@ -78,15 +78,17 @@ def states_near(
             break
         if basis.size + _BLOCK > capacity:
             order = np.argsort(-np.abs(theta))
-            stale = bool((errors[order[: min(len(order), count + _BLOCK)]] < tolerance_ev).all())
-            kept = order[: min(count + _BLOCK, capacity - 4 * _BLOCK)]
+            kept = order[: min(count + 2 * _BLOCK, capacity - 4 * _BLOCK)]
+            stale = bool((errors[kept[: count + _BLOCK]] < tolerance_ev).all())
             basis.restart(theta[kept], vectors[:, kept])
             if stale:
                 # All around the shift has converged and states are missing: their level has more copies than the block.
-                block = np.zeros((at.dim, 0), np.complex128)
-        if block.shape[1] < _BLOCK:
-            fresh = basis.orthonormal(_random(rng, at.dim, _BLOCK - block.shape[1]), beside=block)[0]
-            block = np.concatenate([block, fresh], axis=1)
+                block = basis.random(rng, _BLOCK)
+        if block.x.shape[1] < _BLOCK:
+            more = basis.random(rng, _BLOCK - block.x.shape[1], beside=block)
+            # The new directions have no part in what is left of the last image.
+            r = np.concatenate([block.r, np.zeros((more.x.shape[1], block.r.shape[1]))])
+            block = _Block(np.concatenate([block.x, more.x], axis=1), np.concatenate([block.sx, more.sx], axis=1), r)
     near = chosen[np.argsort(-np.abs(theta[chosen]))[:count]]
     return _refined(
         factor, basis.vectors[:, : basis.size] @ vectors[:, near], errors[near], len(near) == count, n_solves
@@ -106,8 +108,13 @@ def _refined(factor: CertifiedFactor, x: ComplexArray, errors: NDArray, complete
     return RitzStates(energies, x @ (half @ turn), bound, complete, n_solves)
 
 
-def _random(rng: np.random.Generator, dim: int, n: int) -> ComplexArray:
-    return rng.standard_normal((dim, n)) + 1j * rng.standard_normal((dim, n))
+@dataclass(frozen=True, slots=True, eq=False)
+class _Block:
+    """Orthonormal vectors x, S x, and r with which x r is what they were made of."""
+
+    x: ComplexArray
+    sx: ComplexArray
+    r: ComplexArray
 
 
 class _Basis:
@@ -127,49 +134,58 @@ class _Basis:
         part = self._matrix[: self.size, : self.size]
         return (part + part.conj().T) / 2
 
-    def append(self, block: ComplexArray) -> None:
-        end = self.size + block.shape[1]
-        self.vectors[:, self.size : end] = block
-        self.s_vectors[:, self.size : end] = self._at.apply_s(block)
+    def append(self, block: _Block) -> None:
+        end = self.size + block.x.shape[1]
+        self.vectors[:, self.size : end] = block.x
+        self.s_vectors[:, self.size : end] = block.sx
         self._done, self.size = self.size, end
 
-    def project(self, image: ComplexArray) -> tuple[ComplexArray, ComplexArray]:
-        """Add the columns of the newest block to the matrix; what is left of its image, orthonormal, and its size."""
-        v, sv = self.vectors[:, : self.size], self.s_vectors[:, : self.size]
-        total = np.zeros((self.size, image.shape[1]), np.complex128)
-        for _ in range(2):
-            part = sv.conj().T @ image
-            image = image - v @ part
-            total += part
+    def project(self, image: ComplexArray) -> _Block:
+        """Add the columns of the newest block to the matrix; what is left of its image."""
+        image, total = self._without(image)
         new = slice(self._done, self.size)
         self._matrix[: self.size, new] = total
         self._matrix[new, : self.size] = total.conj().T
         return self.orthonormal(image)
 
-    def orthonormal(self, x: ComplexArray, beside: ComplexArray | None = None) -> tuple[ComplexArray, ComplexArray]:
-        """Orthonormal vectors Q of the span of x beyond the basis (and `beside`), and R with x = Q R."""
-        q, r = x, np.eye(x.shape[1], dtype=np.complex128)
+    def _without(self, x: ComplexArray) -> tuple[ComplexArray, ComplexArray]:
+        """x − V V†S x, twice, and V†S x."""
+        v, sv = self.vectors[:, : self.size], self.s_vectors[:, : self.size]
+        total = np.zeros((self.size, x.shape[1]), np.complex128)
         for _ in range(2):
-            for other, s_other in self._others(beside):
-                q = q - other @ (s_other.conj().T @ q)
-            values, vectors = np.linalg.eigh(q.conj().T @ self._at.apply_s(q))
-            if not np.isfinite(values).all() or values.min(initial=0.0) < -1e-6 * values.max(initial=1.0):
+            part = sv.conj().T @ x
+            x = x - v @ part
+            total += part
+        return x, total
+
+    def orthonormal(self, x: ComplexArray) -> _Block:
+        """Orthonormal vectors of the span of x, which is orthogonal to the basis already."""
+        r = np.eye(x.shape[1], dtype=np.complex128)
+        for _ in range(2):
+            sx = self._at.apply_s(x)
+            values, vectors = np.linalg.eigh(x.conj().T @ sx)
+            largest = float(values.max(initial=0.0))
+            if not np.isfinite(values).all() or values.min(initial=0.0) < -1e-6 * largest:
                 raise SolverError(
                     "an overlap that is not positive definite (a vector with a negative norm)",
                     expected="a positive definite overlap",
                     remedy="check that structure, basis and overlap belong together",
                 )
-            kept = values > _DEPENDENT * max(float(values.max(initial=0.0)), 1e-300)
+            kept = values > _DEPENDENT * max(largest, 1e-300)
             root = np.sqrt(values[kept])
             r = (vectors[:, kept] * root).conj().T @ r
-            q = q @ (vectors[:, kept] / root)
-        return q, r
+            turn = vectors[:, kept] / root
+            x, sx = x @ turn, sx @ turn
+        return _Block(x, sx, r)
 
-    def _others(self, beside: ComplexArray | None) -> list[tuple[ComplexArray, ComplexArray]]:
-        found = [(self.vectors[:, : self.size], self.s_vectors[:, : self.size])]
-        if beside is not None and beside.shape[1]:
-            found.append((beside, self._at.apply_s(beside)))
-        return found
+    def random(self, rng: np.random.Generator, n: int, beside: _Block | None = None) -> _Block:
+        """n random orthonormal vectors orthogonal to the basis and to a block."""
+        x = rng.standard_normal((self._at.dim, n)) + 1j * rng.standard_normal((self._at.dim, n))
+        x = self._without(x)[0]
+        if beside is not None:
+            for _ in range(2):
+                x = x - beside.x @ (beside.sx.conj().T @ x)
+        return self.orthonormal(x)
 
     def restart(self, theta: NDArray[np.float64], vectors: ComplexArray) -> None:
         """Keep Ritz vectors only: columns of `vectors` (size, n)."""

@@ -15,8 +15,9 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from .dissection import Tree, nested_dissection
 from .factor import FactorStats
@@ -28,7 +29,7 @@ ComplexArray = NDArray[np.complex128]
 
 # Rows of one block pivot: large enough for matrix products, small against a front.
 _PIVOT = 64
-# Columns of the Schur complement that are computed together: only those right of the diagonal are.
+# Rows of the Schur complement that are computed together: only what lies right of the diagonal is.
 _PANEL = 384
 
 
@@ -38,28 +39,31 @@ class _Front:
 
     rows : rows of A, own ones first, each part in the order of elimination. n_own : how many are eliminated here.
     source, target : places in the data of A and in the flat own rows (n_own, len(rows)) that they go to.
-    children : (node, places of its remaining rows in `rows`).
+    children : (node, runs of its remaining rows: from where, to where in `rows`, how many).
     """
 
-    rows: NDArray[np.int64]
+    rows: Tensor
     n_own: int
     source: NDArray[np.int64]
-    target: NDArray[np.int64]
-    children: tuple[tuple[int, NDArray[np.int64]], ...]
+    target: Tensor
+    children: tuple[tuple[int, list[tuple[int, int, int]]], ...]
 
 
 class Multifrontal:
-    """Symbolic factorisation of the pattern of a pencil: an :class:`.factor.Analysis`."""
+    """Symbolic factorisation of the pattern of a pencil: an :class:`.factor.Analysis`.
+
+    device : where fronts are computed and factors are kept.
+    """
 
     name = "multifrontal"
 
-    def __init__(self, pencil: SparsePencil) -> None:
+    def __init__(self, pencil: SparsePencil, device: torch.device | str = "cpu") -> None:
         sizes = np.diff(pencil.atom_offsets)
         tree = nested_dissection(pencil.atom_graph, sizes)
-        self.dim = pencil.dim
-        self.fronts = _fronts(pencil, tree)
-        own = np.array([front.n_own for front in self.fronts], float)
-        rest = np.array([len(front.rows) for front in self.fronts]) - own
+        self.dim, self.device = pencil.dim, torch.device(device)
+        self._fronts = _fronts(pencil, tree, self.device)
+        own = np.array([front.n_own for front in self._fronts], float)
+        rest = np.array([len(front.rows) for front in self._fronts]) - own
         # Complex products, of a symmetric half: 4 real operations for each of n₁³/3 + n₁² n₂ + n₁ n₂².
         self.flops = float(4 * (own**3 / 3 + own**2 * rest + own * rest**2).sum())
         self.entries = int((own * (own + 1) / 2 + own * rest).sum())
@@ -67,87 +71,104 @@ class Multifrontal:
 
     def factor(self, data: ComplexArray) -> MultifrontalFactor:
         start = time.perf_counter()
-        blocks: list[_Block] = []
-        passed: dict[int, ComplexArray] = {}
-        negative = 0
-        for node, front in enumerate(self.fronts):
+        factors: list[_FrontFactor] = []
+        passed: dict[int, Tensor] = {}
+        for node, front in enumerate(self._fronts):
             own, n = front.n_own, len(front.rows)
-            matrix = np.zeros((n, n), np.complex128)
-            matrix.reshape(-1)[front.target] = data[front.source]
-            for child, places in front.children:
-                _add(matrix, places, passed.pop(child))
+            matrix = torch.zeros((n, n), dtype=torch.complex128, device=self.device)
+            matrix.view(-1)[front.target] = torch.from_numpy(data[front.source]).to(self.device)
+            for child, runs in front.children:
+                _add(matrix, passed.pop(child), runs)
+            pivots = []
             for first in range(0, own, _PIVOT):
                 last = min(first + _PIVOT, own)
-                block, below = _eliminated(matrix[first:last, first:], front.rows[first:])
-                negative += below
-                blocks.append(block)
-                # Rows of this front first: they are the next pivots. Only what lies right of the diagonal is kept.
-                row = matrix[first:last, last:]
-                matrix[last:own, last:] -= row[:, : own - last].conj().T @ block.upper
+                pivot = _eliminated(matrix[first:last, first:])
+                # Rows of this front first: they are the next pivots.
+                matrix[last:own, last:].addmm_(matrix[first:last, last:own].mH, pivot.upper, alpha=-1)
+                pivots.append(pivot)
             if own < n:
-                rest = _schur(matrix, own, [b.upper for b in blocks[len(blocks) - -(-own // _PIVOT) :]])
-                passed[node] = rest
-        entries = sum(block.upper.size + block.inverse.size for block in blocks)
-        return MultifrontalFactor(
-            self.dim, tuple(blocks), negative, FactorStats(entries, 16 * entries, time.perf_counter() - start)
-        )
+                passed[node] = _schur(matrix, own, torch.cat([pivot.upper[:, own - n :] for pivot in pivots]))
+            factors.append(_FrontFactor(front.rows, own, tuple(pivots)))
+        pivots = [pivot for factor in factors for pivot in factor.pivots]
+        entries = sum(pivot.upper.numel() + pivot.inverse.numel() for pivot in pivots)
+        stats = FactorStats(entries, 16 * entries, time.perf_counter() - start)
+        return MultifrontalFactor(self.dim, tuple(factors), sum(pivot.negative for pivot in pivots), stats)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Block:
-    """One block pivot: D⁻¹ (b, b), and the rows of L† right of it, (b, m), in the columns `right` of A."""
+class _Pivot:
+    """A block pivot D: its inverse (b, b), its rows of L† right of the diagonal (b, m), its negative eigenvalues."""
 
-    rows: NDArray[np.int64]
-    right: NDArray[np.int64]
-    inverse: ComplexArray
-    upper: ComplexArray
+    inverse: Tensor
+    upper: Tensor
+    negative: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _FrontFactor:
+    rows: Tensor
+    n_own: int
+    pivots: tuple[_Pivot, ...]
 
 
 class MultifrontalFactor:
     """A = L D L†: a :class:`.factor.Factor`."""
 
-    def __init__(self, dim: int, blocks: tuple[_Block, ...], negative: int, stats: FactorStats) -> None:
-        self._dim, self._blocks = dim, blocks
+    def __init__(self, dim: int, fronts: tuple[_FrontFactor, ...], negative: int, stats: FactorStats) -> None:
+        self._dim, self._fronts = dim, fronts
         self.negative, self.stats = negative, stats
 
     def solve(self, b: ComplexArray) -> ComplexArray:
-        x = np.array(b, dtype=np.complex128, order="C")
-        if x.shape[0] != self._dim:
-            raise ValueError(f"right-hand side of {x.shape[0]} rows, expected {self._dim}")
-        flat = x.reshape(self._dim, -1)
-        for block in self._blocks:
-            flat[block.right] -= block.upper.conj().T @ flat[block.rows]
-        for block in reversed(self._blocks):
-            flat[block.rows] = block.inverse @ flat[block.rows] - block.upper @ flat[block.right]
-        return x
+        if b.shape[0] != self._dim:
+            raise ValueError(f"right-hand side of {b.shape[0]} rows, expected {self._dim}")
+        # Right-hand sides as rows: matrix products with so few columns are half as fast. b† first, so that the factor
+        # is never conjugated.
+        x = torch.from_numpy(np.ascontiguousarray(b.reshape(self._dim, -1).conj().T, dtype=np.complex128))
+        x = x.to(self._fronts[0].rows.device)
+        for front in self._fronts:
+            part = x[:, front.rows]
+            for first, pivot in zip(range(0, front.n_own, _PIVOT), front.pivots, strict=True):
+                last = first + len(pivot.inverse)
+                part[:, last:].addmm_(part[:, first:last], pivot.upper, alpha=-1)
+            x[:, front.rows] = part
+        x = x.conj().resolve_conj()
+        for front in reversed(self._fronts):
+            part = x[:, front.rows]
+            for first, pivot in zip(range(0, front.n_own, _PIVOT)[::-1], front.pivots[::-1], strict=True):
+                last = first + len(pivot.inverse)
+                part[:, first:last] = part[:, first:last] @ pivot.inverse.mT - part[:, last:] @ pivot.upper.mT
+            x[:, front.rows[: front.n_own]] = part[:, : front.n_own]
+        return np.ascontiguousarray(x.mT.cpu().numpy()).reshape(b.shape)
 
 
-def _eliminated(rows: ComplexArray, names: NDArray[np.int64]) -> tuple[_Block, int]:
-    """The block pivot of the first rows of a matrix (of which the upper triangle counts), its negative eigenvalues."""
+def _eliminated(rows: Tensor) -> _Pivot:
+    """The block pivot of the first rows (b, b + m) of a matrix of which the upper triangle counts."""
     size = len(rows)
-    values, vectors = scipy.linalg.eigh(rows[:, :size], lower=False, check_finite=False)
+    values, vectors = torch.linalg.eigh(rows[:, :size], UPLO="U")
     # A pivot of exactly zero would be an eigenvalue of a leading part: the smallest number in its place is a
     # perturbation below rounding, and shows in the residual.
-    floor = np.finfo(float).eps * max(float(np.abs(values).max()), 1e-300)
-    values = np.where(np.abs(values) < floor, np.copysign(floor, values), values)
-    inverse = (vectors / values) @ vectors.conj().T
-    return _Block(names[:size], names[size:], inverse, inverse @ rows[:, size:]), int((values < 0).sum())
+    floor = torch.finfo(torch.float64).eps * values.abs().max().clamp(min=1e-300)
+    values = torch.where(values.abs() < floor, torch.copysign(floor, values), values)
+    inverse = (vectors / values) @ vectors.mH
+    return _Pivot(inverse, inverse @ rows[:, size:], int((values < 0).sum()))
 
 
-def _schur(matrix: ComplexArray, own: int, uppers: list[ComplexArray]) -> ComplexArray:
-    """What is left for the parent: A₂₂ − A₂₁ A₁₁⁻¹ A₁₂, the upper triangle."""
-    n = matrix.shape[0]
-    scaled = np.concatenate([upper[:, upper.shape[1] - (n - own) :] for upper in uppers])
-    bare = matrix[:own, own:].conj().T
-    rest = matrix[own:, own:].copy()
-    for first in range(0, n - own, _PANEL):
-        last = min(first + _PANEL, n - own)
-        rest[first:last, first:] -= bare[first:last] @ scaled[:, first:]
+def _schur(matrix: Tensor, own: int, upper: Tensor) -> Tensor:
+    """What is left for the parent: A₂₂ − A₂₁ A₁₁⁻¹ A₁₂, the upper triangle; `upper` (own, n − own) rows of L†."""
+    rest = matrix[own:, own:].clone()
+    bare = matrix[:own, own:]
+    for first in range(0, len(rest), _PANEL):
+        last = min(first + _PANEL, len(rest))
+        rest[first:last, first:].addmm_(bare[:, first:last].mH, upper[:, first:], alpha=-1)
     return rest
 
 
-def _add(matrix: ComplexArray, places: NDArray[np.int64], part: ComplexArray) -> None:
-    matrix[places[:, None], places] += part
+def _add(matrix: Tensor, part: Tensor, runs: list[tuple[int, int, int]]) -> None:
+    """Add the upper triangle of what a child passed on; runs keep the order, so above stays above the diagonal."""
+    for number, (row, to_row, n_rows) in enumerate(runs):
+        for column, to_column, n_columns in runs[number:]:
+            target = matrix[to_row : to_row + n_rows, to_column : to_column + n_columns]
+            target += part[row : row + n_rows, column : column + n_columns]
 
 
 def _stack_peak(tree: Tree, own: NDArray, rest: NDArray) -> float:
@@ -161,7 +182,7 @@ def _stack_peak(tree: Tree, own: NDArray, rest: NDArray) -> float:
     return peak
 
 
-def _fronts(pencil: SparsePencil, tree: Tree) -> tuple[_Front, ...]:
+def _fronts(pencil: SparsePencil, tree: Tree, device: torch.device) -> tuple[_Front, ...]:
     graph, offsets = pencil.atom_graph, pencil.atom_offsets
     order = np.empty(pencil.n_atoms, np.int64)
     order[np.concatenate(tree.vertices)] = np.arange(pencil.n_atoms)
@@ -188,11 +209,19 @@ def _fronts(pencil: SparsePencil, tree: Tree) -> tuple[_Front, ...]:
         kept = column >= row
         fronts.append(
             _Front(
-                rows, n_own, source[kept], row[kept] * len(rows) + column[kept],
-                tuple((c, place[_rows_of(offsets, remaining[c])]) for c in children[node]),
+                torch.from_numpy(rows).to(device), n_own, source[kept],
+                torch.from_numpy(row[kept] * len(rows) + column[kept]).to(device),
+                tuple((c, _runs(place[_rows_of(offsets, remaining[c])])) for c in children[node]),
             )
         )  # fmt: skip
     return tuple(fronts)
+
+
+def _runs(places: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+    """(first, places[first], length) of each run of consecutive places."""
+    starts = np.flatnonzero(np.diff(places, prepend=-2) != 1)
+    lengths = np.diff(starts, append=len(places))
+    return list(zip(starts.tolist(), places[starts].tolist(), lengths.tolist(), strict=True))
 
 
 def _rows_of(offsets: NDArray[np.int64], atoms: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -73,8 +73,8 @@ def factor_off_states(
             return factor, move + 1
     assert factor is not None
     raise SolverError(
-        f"no certain count of states at {energy_ev:.6f} eV and up to {abs(factor.sigma_ev - energy_ev):.2g} eV beside it "
-        f"(nearest state {factor.inertia.nearest_ev:.2g} eV off, backward error {factor.inertia.backward_error_ev:.2g})",
+        f"no certain count of states at {energy_ev:.6f} eV or up to {abs(factor.sigma_ev - energy_ev):.2g} eV beside it "
+        f"(nearest state {factor.inertia.nearest_ev:.2g} eV off, error {factor.inertia.backward_error_ev:.2g} eV)",
         expected="a spacing of states above the error of the factorisation",
         remedy="take another energy, or check that the overlap is positive definite",
     )
