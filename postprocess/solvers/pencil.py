@@ -8,9 +8,12 @@ pattern of the spinors the ↑↑ and ↓↓ places of an orbital pair follow fr
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 import scipy.sparse
@@ -23,6 +26,8 @@ from hamnet.errors import SolverError
 __all__ = ["BlochPencil", "SparsePencil"]
 
 ComplexArray = NDArray[np.complex128]
+
+_ARRAYS = ("atom_offsets", "indptr", "indices", "s_indptr", "s_indices")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,10 +64,11 @@ class SparsePencil:
 
     Attributes
     ----------
-    dim : dimension of H(k); n_channels matrices at each k (2 for a collinear H, else 1).
+    n_channels : matrices at each k: 2 for a collinear H, else 1.
     spinor : rows are (orbital, spin), spin fast; S acts on orbitals.
     n_spin : of the Hamiltonian, as in :class:`hamnet.blocks.BlockOperator`; a state holds two electrons for 1.
     indptr, indices : CSR pattern of H(k), columns ascending in each row. Read-only: all matrices share them.
+    s_indptr, s_indices : that of S(k), between orbitals.
     atom_offsets : (n_atoms + 1,) first row of each atom.
     atom_graph : (n_atoms, n_atoms) CSR pattern of atom pairs.
     """
@@ -72,26 +78,36 @@ class SparsePencil:
             raise ValueError(f"overlap with {overlap.n_spin} spin components, expected 1")
         if not np.array_equal(hamiltonian.pairs.species, overlap.pairs.species):
             raise ValueError("H and S of different atoms")
-        self.n_spin = hamiltonian.n_spin
-        self.spinor = hamiltonian.n_spin == 4
-        self.n_channels = n_channels(hamiltonian)
+        self._set_spin(hamiltonian.n_spin)
         n_atoms = hamiltonian.pairs.n_atoms
         sizes = hamiltonian.basis.n_orbitals[hamiltonian.pairs.species]
-        self._orbital_offsets = np.concatenate([[0], np.cumsum(sizes)])
-        self._n_orbitals = int(self._orbital_offsets[-1])
         spin = 2 if self.spinor else 1
-        self.dim = spin * self._n_orbitals
-        self.atom_offsets = spin * self._orbital_offsets
+        self.atom_offsets = spin * np.concatenate([[0], np.cumsum(sizes)])
         both = [np.concatenate([getattr(o.pairs, side) for o in (hamiltonian, overlap)]) for side in ("row", "col")]
         self.atom_graph = scipy.sparse.csr_matrix((np.ones(len(both[0]), bool), both), shape=(n_atoms, n_atoms))
         self.atom_graph.sort_indices()
-        self._places = _Places(self.atom_graph, sizes)
-        self.indptr, self.indices = self._places.pattern(spin)
-        self._s_indptr, self._s_indices = (self.indptr, self.indices) if spin == 1 else self._places.pattern(1)
-        for array in (self.indptr, self.indices, self._s_indptr, self._s_indices):
+        places = _Places(self.atom_graph, sizes)
+        self.indptr, self.indices = places.pattern(spin)
+        self.s_indptr, self.s_indices = (self.indptr, self.indices) if spin == 1 else places.pattern(1)
+        for array in (self.indptr, self.indices, self.s_indptr, self.s_indices):
             array.setflags(write=False)
-        self._h = _bloch_sum(hamiltonian.symmetrised(), self._places, spin)
-        self._s = _bloch_sum(overlap.symmetrised(), self._places, 1)
+        self._h = _bloch_sum(hamiltonian.symmetrised(), places, spin)
+        self._s = _bloch_sum(overlap.symmetrised(), places, 1)
+
+    def _set_spin(self, n_spin: int) -> None:
+        self.n_spin = n_spin
+        self.spinor = n_spin == 4
+        self.n_channels = 2 if n_spin == 2 else 1
+
+    @property
+    def dim(self) -> int:
+        """Dimension of H(k)."""
+        return int(self.atom_offsets[-1])
+
+    @property
+    def n_orbitals(self) -> int:
+        """Dimension of S(k): spin not counted."""
+        return len(self.s_indptr) - 1
 
     @property
     def nnz(self) -> int:
@@ -110,7 +126,46 @@ class SparsePencil:
     def memory_bytes(self) -> int:
         """Of the pattern, the sums over the home cell and the bonds that leave it."""
         sums = sum(s.home.nbytes + sum(b.values.nbytes + b.places.nbytes for b in s.bonds) for s in (self._h, self._s))
-        return sums + self.indices.nbytes + self.indptr.nbytes + self._s_indices.nbytes
+        return sums + self.indices.nbytes + self.indptr.nbytes + self.s_indices.nbytes
+
+    def save(self, folder: Path) -> None:
+        """Write the arrays into a folder, for :meth:`load` in other processes."""
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        arrays |= {"graph_indptr": self.atom_graph.indptr, "graph_indices": self.atom_graph.indices}
+        for name, total in (("h", self._h), ("s", self._s)):
+            arrays[f"{name}_home"] = total.home
+            for number, bonds in enumerate(total.bonds):
+                arrays |= {f"{name}_{key}{number}": getattr(bonds, key) for key in ("shift", "places", "values")}
+        numbers = {"n_spin": self.n_spin, "h": len(self._h.bonds), "s": len(self._s.bonds)}
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", array)
+        (folder / "pencil.json").write_text(json.dumps(numbers), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The pencil that was saved; its arrays stay on the disk, where all processes of a machine share them."""
+
+        def array(name: str) -> NDArray:
+            return np.load(folder / f"{name}.npy", mmap_mode="r")
+
+        numbers = json.loads((folder / "pencil.json").read_text(encoding="utf-8"))
+        new = cls.__new__(cls)
+        new._set_spin(numbers["n_spin"])
+        for name in _ARRAYS:
+            setattr(new, name, array(name))
+        graph = np.ones(len(array("graph_indices")), bool), array("graph_indices"), array("graph_indptr")
+        new.atom_graph = scipy.sparse.csr_matrix(graph, shape=(new.n_atoms, new.n_atoms))
+        new._h, new._s = (
+            _BlochSum(
+                array(f"{name}_home"),
+                tuple(
+                    _Bonds(*(array(f"{name}_{key}{number}") for key in ("shift", "places", "values")))
+                    for number in range(numbers[name])
+                ),
+            )
+            for name in ("h", "s")
+        )
+        return new
 
     def at(self, k_frac: ArrayLike, channel: int = 0) -> BlochPencil:
         """The pencil at one k_frac (3,), in fractions of the reciprocal vectors."""
@@ -128,9 +183,9 @@ class SparsePencil:
     def spin_places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Places of ↑↑ and ↓↓ of each orbital pair of S in the data of a spinor H."""
         # Row r of S begins at p and has w entries; rows (r, ↑) and (r, ↓) of H begin at 4p and 4p + 2w.
-        width = np.diff(self._s_indptr).astype(np.int64)
-        start, rows = self._s_indptr[:-1].astype(np.int64), np.repeat(np.arange(self._n_orbitals), width)
-        up = 2 * (np.arange(len(self._s_indices)) + start[rows])
+        width = np.diff(self.s_indptr).astype(np.int64)
+        start, rows = self.s_indptr[:-1].astype(np.int64), np.repeat(np.arange(self.n_orbitals), width)
+        up = 2 * (np.arange(len(self.s_indices)) + start[rows])
         return up, up + (2 * width + 1)[rows]
 
 
@@ -156,12 +211,12 @@ class BlochPencil:
     @property
     def s_orbital(self) -> scipy.sparse.csr_matrix:
         """S(k) between orbitals, spin-free."""
-        n = self.pencil._n_orbitals
-        return scipy.sparse.csr_matrix((self.s_data, self.pencil._s_indices, self.pencil._s_indptr), shape=(n, n))
+        n = self.pencil.n_orbitals
+        return scipy.sparse.csr_matrix((self.s_data, self.pencil.s_indices, self.pencil.s_indptr), shape=(n, n))
 
     def apply_s(self, x: ComplexArray) -> ComplexArray:
         """S x for columns x (dim, m): both spins of all columns at once."""
-        n = self.pencil._n_orbitals
+        n = self.pencil.n_orbitals
         return np.asarray(self.s_orbital @ x.reshape(n, -1)).reshape(x.shape)
 
     def shifted(self, sigma_ev: float) -> ComplexArray:
