@@ -8,11 +8,26 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hamnet.errors import SolverError
+
 from .pencil import BlochPencil, SparsePencil
 
-__all__ = ["Analysis", "Backend", "CertifiedFactor", "Factor", "FactorStats", "Inertia", "certified_factor"]
+__all__ = [
+    "Analysis",
+    "Backend",
+    "CertifiedFactor",
+    "Factor",
+    "FactorStats",
+    "Inertia",
+    "SingularFactorError",
+    "certified_factor",
+]
 
 ComplexArray = NDArray[np.complex128]
+
+
+class SingularFactorError(SolverError):
+    """A pivot vanished: the shift hits an eigenvalue, of the matrix or of a leading part. Another shift helps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +64,10 @@ class Analysis(Protocol):
     memory_bytes: float
 
     def factor(self, data: ComplexArray) -> Factor:
-        """Factorise the matrix with these `data` on the pattern (`indptr`, `indices`) that was analysed."""
+        """Factorise the matrix with these `data` on the pattern (`indptr`, `indices`) that was analysed.
+
+        Raises :class:`SingularFactorError` where a pivot vanishes.
+        """
         ...
 
 
@@ -111,7 +129,11 @@ def certified_factor(analysis: Analysis, at: BlochPencil, sigma_ev: float) -> Ce
 
     Inverse iteration from fixed vectors finds the state nearest to σ, whose Ritz value tells its distance; the residual
     of its last solution bounds what the rounding of the factorisation can have moved it by.
+
+    Raises :class:`SingularFactorError` where a pivot vanishes.
     """
+    if not np.isfinite(sigma_ev):
+        raise SolverError(f"shift {sigma_ev} eV", expected="a finite energy")
     factor = analysis.factor(at.shifted(sigma_ev))
     rng = np.random.default_rng(0)
     x = rng.standard_normal((at.dim, 2)) + 1j * rng.standard_normal((at.dim, 2))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hamnet.errors import SolverError
 
-from .factor import Analysis, CertifiedFactor, certified_factor
+from .factor import Analysis, CertifiedFactor, SingularFactorError, certified_factor
 from .lanczos import states_near
 from .pencil import BlochPencil
 
@@ -68,10 +68,14 @@ def factor_off_states(
     factor = None
     for move in range(_MOVES):
         shift = energy_ev + direction * step * (3**move - 1) / 2
-        factor = certified_factor(analysis, at, shift)
+        try:
+            factor = certified_factor(analysis, at, shift)
+        except SingularFactorError:
+            continue
         if factor.inertia.certified and factor.inertia.nearest_ev > gap_ev:
             return factor, move + 1
-    assert factor is not None
+    if factor is None:
+        raise SolverError(f"a singular matrix at {energy_ev:.6f} eV and beside it", expected="a regular pencil (H, S)")
     raise SolverError(
         f"no certain count of states at {energy_ev:.6f} eV or up to {abs(factor.sigma_ev - energy_ev):.2g} eV beside it "
         f"(nearest state {factor.inertia.nearest_ev:.2g} eV off, error {factor.inertia.backward_error_ev:.2g} eV)",
