@@ -128,6 +128,14 @@ class SparsePencil:
         sums = sum(s.home.nbytes + sum(b.values.nbytes + b.places.nbytes for b in s.bonds) for s in (self._h, self._s))
         return sums + self.indices.nbytes + self.indptr.nbytes + self.s_indices.nbytes
 
+    def arrays(self) -> Iterator[NDArray]:
+        """All that H(k) and S(k) depend on."""
+        yield from (getattr(self, name) for name in _ARRAYS)
+        for total in (self._h, self._s):
+            yield total.home
+            for bonds in total.bonds:
+                yield from (bonds.shift, bonds.places, bonds.values)
+
     def save(self, folder: Path) -> None:
         """Write the arrays into a folder, for :meth:`load` in other processes."""
         arrays = {name: getattr(self, name) for name in _ARRAYS}
