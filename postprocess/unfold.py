@@ -216,7 +216,7 @@ def _check_positive(smallest: float) -> None:
 
 def _expanded_root(overlap, vectors: NDArray) -> NDArray:
     matrix = scipy.sparse.csr_matrix(overlap)
-    start = np.random.default_rng(0).normal(size=matrix.shape[0])  # the same S gives the same bits
+    start = np.random.default_rng(0).normal(size=len(vectors))  # the same S gives the same bits
     ends = [
         float(scipy.sparse.linalg.eigsh(matrix, 1, which=which, v0=start, return_eigenvectors=False, tol=1e-2)[0])  # type: ignore[arg-type]
         for which in ("SA", "LA")
