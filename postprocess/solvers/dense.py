@@ -8,8 +8,8 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import scipy.linalg.lapack
 from numpy.typing import NDArray
+from scipy.linalg import get_lapack_funcs
 
 from hamnet.errors import SolverError
 
@@ -48,8 +48,9 @@ class DenseFactor:
 
     def __init__(self, matrix: ComplexArray, start: float) -> None:
         dim = len(matrix)
-        work = int(scipy.linalg.lapack.zhetrf_lwork(dim, lower=1)[0].real)
-        self._ldl, self._pivots, info = scipy.linalg.lapack.zhetrf(matrix, lower=1, lwork=work, overwrite_a=1)
+        work, factorise, self._solve = get_lapack_funcs(("hetrf_lwork", "hetrf", "hetrs"), dtype=np.complex128)
+        size = int(work(dim, lower=1)[0].real)
+        self._ldl, self._pivots, info = factorise(matrix, lower=1, lwork=size, overwrite_a=1)
         if info > 0:
             raise SingularFactorError(f"pivot {info} is zero")
         # Rows of a 2×2 pivot have negative numbers, and one negative eigenvalue between them.
@@ -61,5 +62,5 @@ class DenseFactor:
     def solve(self, b: ComplexArray) -> ComplexArray:
         if b.shape[0] != len(self._ldl):
             raise ValueError(f"right-hand side of {b.shape[0]} rows, expected {len(self._ldl)}")
-        x, _ = scipy.linalg.lapack.zhetrs(self._ldl, self._pivots, b.reshape(len(b), -1), lower=1)
+        x, _ = self._solve(self._ldl, self._pivots, b.reshape(len(b), -1), lower=1)
         return np.ascontiguousarray(x).reshape(b.shape)

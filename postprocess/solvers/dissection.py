@@ -101,7 +101,7 @@ def _level_structures(inner: scipy.sparse.csr_matrix) -> list[NDArray[np.int64]]
 
 def _distances(inner: scipy.sparse.csr_matrix, start: int) -> NDArray[np.int64]:
     order, before = breadth_first_order(inner, start, directed=False)
-    levels = np.zeros(inner.shape[0], np.int64)
+    levels = np.zeros(len(inner.indptr) - 1, np.int64)
     for vertex in order[1:].tolist():
         levels[vertex] = levels[before[vertex]] + 1
     return levels
@@ -112,7 +112,7 @@ def minimum_degree(graph: scipy.sparse.csr_matrix) -> NDArray[np.int64]:
 
     SuperLU knows how; it is given numbers on the graph, one for each vertex and bond.
     """
-    n = graph.shape[0]
+    n = len(graph.indptr) - 1
     rows = np.repeat(np.arange(n), np.diff(graph.indptr))
     # Any numbers will do with which nothing vanishes.
     values = np.where(rows == graph.indices, 2.0 * n, 1.0)
@@ -120,7 +120,7 @@ def minimum_degree(graph: scipy.sparse.csr_matrix) -> NDArray[np.int64]:
     lu = scipy.sparse.linalg.splu(
         matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
     )
-    return np.argsort(lu.perm_c).astype(np.int64)
+    return np.argsort(np.asarray(lu.perm_c)).astype(np.int64)
 
 
 def fill_of_order(
