@@ -32,7 +32,9 @@ def chemical_potential(energies_ev: NDArray, filled: float, temperature_k: float
         partial = filled < below - 1e-9
         return float(levels[below - 1] if partial else (levels[below - 1] + levels[below]) / 2)
     reach = 50 * BOLTZMANN_EV_PER_K * temperature_k
-    low, high = levels[0] - reach, levels[-1] + reach
+    # Levels at ±inf are those outside a window: always filled, always empty.
+    known = levels[np.isfinite(levels)]
+    low, high = known[0] - reach, known[-1] + reach
     while True:
         middle = 0.5 * (low + high)
         if not low < middle < high:

@@ -37,6 +37,8 @@ class Bands:
     weights : (n_k, n_channel, n, n_groups) Mulliken weights, they sum to 1 over groups; or None. A weight can be
         slightly negative or above 1.
     groups : labels of the weights.
+    first : number of levels of each k and channel below band 0: not 0 where only a window was solved for. A level of
+        the list that lies below or above the window at some k is −inf or +inf there.
     """
 
     k_frac: NDArray[np.float64]
@@ -45,6 +47,7 @@ class Bands:
     spin: NDArray[np.float64] | None = None
     weights: NDArray[np.float64] | None = None
     groups: tuple[str, ...] = ()
+    first: int = 0
 
     def __post_init__(self) -> None:
         for name in ("k_frac", "energies_ev", "spin", "weights"):
@@ -58,8 +61,8 @@ class Bands:
 
     @property
     def n_states(self) -> int:
-        """Electrons that the cell could hold: states per cell, both spins counted."""
-        return self.energies_ev.shape[1] * self.energies_ev.shape[2] * self.electrons_per_state
+        """Electrons that the cell could hold in these states and those below: states per cell, both spins counted."""
+        return self.energies_ev.shape[1] * (self.first + self.energies_ev.shape[2]) * self.electrons_per_state
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from hamnet.errors import ConfigError
 
-__all__ = ["BandDeviation", "compare_bands"]
+from .bands import Bands
+
+__all__ = ["BandDeviation", "compare_bands", "matched_levels"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,21 @@ class BandDeviation:
     max_abs_ev: float
     mean_ev: float
     n_compared: int
+
+
+def matched_levels(bands: Bands, like: Bands) -> NDArray[np.float64]:
+    """(n_k, n_channel, n) energies of `bands`, level by level those of `like`; NaN where one is not known."""
+    whole = bands.first == like.first == 0
+    if whole or bands.energies_ev.shape[:2] != like.energies_ev.shape[:2]:
+        return bands.energies_ev  # if of other k, channels or states, compare_bands says so
+    result = np.full(like.energies_ev.shape, np.nan)
+    first = max(bands.first, like.first)
+    last = min(b.first + b.energies_ev.shape[2] for b in (bands, like))
+    if last > first:
+        result[..., first - like.first : last - like.first] = bands.energies_ev[
+            ..., first - bands.first : last - bands.first
+        ]
+    return result
 
 
 def compare_bands(
@@ -37,6 +54,7 @@ def compare_bands(
             remedy="overlay a Hamiltonian of the same cell, basis and spin kind",
         )
     inside = (reference_ev >= window_ev[0]) & (reference_ev <= window_ev[1])
+    inside &= np.isfinite(reference_ev) & np.isfinite(energies_ev)
     difference = (energies_ev - reference_ev)[inside]
     if not difference.size:
         raise ConfigError("no state of the reference in the window", expected="a window with states")

@@ -135,7 +135,10 @@ def number_of_states(
     width_ev: float = 0.05,
     weights: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
-    """(1 + n_projections, n_channel, n_e) states per cell below each energy (ascending); the first is the total."""
+    """(1 + n_projections, n_channel, n_e) states per cell below each energy (ascending); the first is the total.
+
+    Of bands of a window, levels below it are counted in the total, not in the projections.
+    """
     grid = np.atleast_1d(np.asarray(energies_ev, dtype=np.float64))
     n_k, n_channel, n = bands.energies_ev.shape
     if n_k != len(mesh):
@@ -150,7 +153,9 @@ def number_of_states(
             result.append(_smeared(levels, width_ev, grid, shares))
         else:
             result.append(_linear(levels, tetrahedra(mesh.size, reciprocal_cell), grid, shares))
-    return np.stack(result, axis=1) * bands.electrons_per_state
+    states = np.stack(result, axis=1)
+    states[0] += bands.first
+    return states * bands.electrons_per_state
 
 
 def _smeared(levels: NDArray, width_ev: float, grid: NDArray, shares: NDArray) -> NDArray[np.float64]:

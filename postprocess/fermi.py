@@ -54,16 +54,17 @@ def fermi_level(bands: Bands, n_electrons: float, *, temperature_k: float = 300.
     """
     energies = bands.energies_ev
     n_k = len(energies)
-    if not 0 < n_electrons < bands.n_states:
+    below = bands.first * energies.shape[1] * bands.electrons_per_state
+    if not below < n_electrons < bands.n_states:
         raise SolverError(
             f"{n_electrons} electrons for {bands.n_states} states per cell",
-            expected=f"between 0 and {bands.n_states}",
+            expected=f"between {below} and {bands.n_states}",
             remedy="give the number of valence electrons with --electrons",
         )
     if not temperature_k >= 0:
         raise SolverError(f"temperature {temperature_k} K", expected="0 or more")
     # Levels to fill, all k together: the same for every channel, whose levels compete for the electrons.
-    filled = n_electrons / bands.electrons_per_state * n_k
+    filled = n_electrons / bands.electrons_per_state * n_k - bands.first * energies.shape[1] * n_k
     mu = chemical_potential(energies, filled, temperature_k)
     edges = _band_edges(energies, filled)
     if edges is None:

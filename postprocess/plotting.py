@@ -79,7 +79,8 @@ def band_figure(
     reference_ev : (n_k, n_channel, n) absolute energies at the same k, drawn in black behind the bands.
     """
     if not _shown(bands.energies_ev.reshape(len(path), -1) - zero_ev, window_ev).any():
-        low, high = bands.energies_ev.min() - zero_ev, bands.energies_ev.max() - zero_ev
+        known = bands.energies_ev[np.isfinite(bands.energies_ev)] - zero_ev
+        low, high = (known.min(), known.max()) if known.size else (np.nan, np.nan)
         raise ConfigError(
             f"energy window {window_ev[0]:g} … {window_ev[1]:g} eV without a band",
             expected=f"a window, lower end first, that meets the bands from {low:.2f} to {high:.2f} eV",
@@ -176,7 +177,8 @@ def _colour_by_group(
 
 def _shown(relative: NDArray, window_ev: tuple[float, float]) -> NDArray[np.bool_]:
     """(n,) bands that touch the window."""
-    return (relative.max(axis=0) >= window_ev[0]) & (relative.min(axis=0) <= window_ev[1])
+    known = np.isfinite(relative).any(axis=0)
+    return known & (relative.max(axis=0) >= window_ev[0]) & (relative.min(axis=0) <= window_ev[1])
 
 
 def draw_lines(
@@ -193,6 +195,7 @@ def draw_lines(
     """Bands (n_k, n), relative to the zero of energy, that touch the window; no line crosses a jump of the path."""
     for section in path.sections:
         lines = relative[section][:, _shown(relative, window_ev)]
+        lines = np.where(np.isfinite(lines), lines, np.nan)  # levels outside a window that was solved for
         points = np.stack([np.broadcast_to(path.distance[section, None], lines.shape), lines], axis=-1)
         axes.add_collection(
             LineCollection(
@@ -216,7 +219,8 @@ def _segments(
     across = np.stack([path.distance[steps], path.distance[steps + 1]], axis=-1)
     points = np.stack([np.broadcast_to(across[:, None], height.shape), height], axis=-1)
     mean = (character[steps][:, shown] + character[steps + 1][:, shown]) / 2
-    return points.reshape(-1, 2, 2), mean.reshape(len(points) * height.shape[1], -1)
+    known = np.isfinite(height).all(axis=-1)
+    return points[known], mean.reshape(*known.shape, -1)[known]
 
 
 def band_axes(axes: Axes, path: KPath, window_ev: tuple[float, float]) -> None:

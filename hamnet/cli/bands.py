@@ -17,6 +17,7 @@ import numpy as np
 from hamnet.errors import ConfigError, HamnetError
 
 from . import spectrum
+from .solver import solver_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "add_path_arguments", "read_path", "run"]
 
+_MARGIN = 0.1
 _PATH_HELP = "GMKG with the lattice's labels, GX|YG with a jump, or points 'G=0,0,0 M=1/2,0,0 G' (the lattice's own)"
 
 
@@ -54,7 +56,8 @@ def add_path_arguments(parser: argparse.ArgumentParser) -> Any:
 
 
 def run(args: argparse.Namespace) -> int:
-    from postprocess.comparison import compare_bands
+    from postprocess.bands import Bands
+    from postprocess.comparison import compare_bands, matched_levels
     from postprocess.fermi import fermi_level
     from postprocess.plotting import band_figure, check_output, save_figure
     from postprocess.tables import write_bands
@@ -69,15 +72,20 @@ def run(args: argparse.Namespace) -> int:
     color = spectrum.color_of(args.color, hamiltonian.n_spin)
     path, printed = _path(args, source, other)
     groups = spectrum.grouping_of(color, hamiltonian)
-    bands = spectrum.solve("path", hamiltonian, overlap, path.k_frac, spin=hamiltonian.n_spin > 1, grouping=groups)
-    zero = spectrum.zero_of(args, source)
-    shown = (zero.energy_ev + args.window[0], zero.energy_ev + args.window[1])
+    with solver_of(args, hamiltonian, overlap) as solver:
+        zero = spectrum.zero_of(args, source, solver)
+        shown = (zero.energy_ev + args.window[0], zero.energy_ev + args.window[1])
+        # Lines go on beyond the frame, also where the levels outside are not known.
+        margin = _MARGIN * (args.window[1] - args.window[0])
+        asked = (shown[0] - margin, shown[1] + margin)
+        bands = solver.bands("path", path.k_frac, asked, spin=hamiltonian.n_spin > 1, grouping=groups)
     reference, reference_label = printed, f"{source.sample.name}, as printed"
+    if printed is not None and solver.sparse:
+        reference = matched_levels(Bands(path.k_frac, printed, bands.n_spin), bands)
     if printed is None and other is not None:
-        reference = spectrum.solve(
-            "overlay", hamiltonian_of(other), other.sample.operator("overlap"), path.k_frac
-        ).energies_ev
-        reference_label = other.sample.name
+        with solver_of(args, hamiltonian_of(other), other.sample.operator("overlap"), name="overlay") as solver:
+            theirs = solver.bands("overlay", path.k_frac, asked)
+        reference, reference_label = matched_levels(theirs, bands), other.sample.name
     deviation = None
     if reference is not None:
         # A code may print its lowest states only.
@@ -97,7 +105,8 @@ def run(args: argparse.Namespace) -> int:
     save_figure(figure, args.output)
     data = write_bands(args.output, bands, path, zero_ev=zero.energy_ev, window_ev=tuple(args.window))
     electrons = spectrum.electrons_of(args, source)
-    level = zero.counted or (fermi_level(bands, electrons) if electrons else None)
+    # Band edges on the path, where all states are known.
+    level = zero.counted or (fermi_level(bands, electrons) if electrons and not solver.sparse else None)
     result: dict[str, Any] = {
         **spectrum.report(args, source, zero, level, data),
         "gap_from": None if level is None else "mesh" if zero.counted else "path",

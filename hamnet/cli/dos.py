@@ -3,7 +3,7 @@
 Keys of ``--json``: sample, figure, data (files), fermi_energy_eV (absolute; zero of the figure), fermi_source (given,
 run, counted), counted_fermi_energy_eV (on this mesh), n_electrons, gap_eV, direct_gap_eV, vbm_eV, cbm_eV (null for a
 metal), mesh, method, width_eV, window_eV, n_states (per cell), dos_integral (states in the window),
-states_below_fermi, dos_at_fermi_per_eV (linear tetrahedra), overlay_mean_abs_states_per_eV.
+states_below_fermi, dos_at_fermi_per_eV (of the method), overlay_mean_abs_states_per_eV.
 """
 
 from __future__ import annotations
@@ -13,14 +13,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hamnet.errors import ConfigError
+
 from . import spectrum
+from .solver import solver_of
 
 if TYPE_CHECKING:
-    from postprocess.dos import DensityOfStates
+    from numpy.typing import NDArray
 
+    from postprocess.bands import Bands
+    from postprocess.dos import DensityOfStates
+    from postprocess.kmesh import KMesh
+
+    from .solver import Solver
     from .sources import Source
 
 __all__ = ["add_arguments", "run"]
+
+# Widths of a Gaussian beyond which nothing of it is seen.
+_REACH = 6.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         choices=["tetrahedron", "gaussian"],
-        default="tetrahedron",
-        help="linear tetrahedra or a Gaussian for each level (%(default)s)",
+        help="linear tetrahedra or a Gaussian for each level (tetrahedron; gaussian with a sparse solver, which does "
+        "not know all corners)",
     )
     parser.add_argument(
         "--width", type=float, default=0.05, metavar="EV", help="standard deviation of the Gaussian, eV (%(default)g)"
@@ -45,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from postprocess.dos import number_of_states, tetrahedron_density
+    from postprocess.dos import number_of_states
     from postprocess.fermi import fermi_level
     from postprocess.plotting import check_output, dos_figure, save_figure
     from postprocess.tables import write_dos
@@ -58,27 +69,29 @@ def run(args: argparse.Namespace) -> int:
     hamiltonian = hamiltonian_of(source)
     spectrum.color_of(args.project, hamiltonian.n_spin)  # refuses a spin direction that H has not
     mesh = spectrum.mesh_of(args, source)
-    bands = spectrum.solve(
-        "mesh",
-        hamiltonian,
-        source.sample.operator("overlap"),
-        mesh.k_frac,
-        spin=args.project in spectrum.AXES,
-        grouping=spectrum.grouping_of(args.project, hamiltonian),
-    )
+    wanted = {"spin": args.project in spectrum.AXES, "grouping": spectrum.grouping_of(args.project, hamiltonian)}
     electrons = spectrum.electrons_of(args, source)
-    level = fermi_level(bands, electrons, temperature_k=args.temperature) if electrons else None
-    zero = spectrum.zero_of(args, source, level)
+    with solver_of(args, hamiltonian, source.sample.operator("overlap")) as solver:
+        _choose_method(args, solver)
+        if solver.sparse:
+            zero = spectrum.zero_of(args, source, solver)
+            level = zero.counted
+            bands = solver.bands("mesh", mesh.k_frac, _window(args, zero.energy_ev), **wanted)
+        else:
+            bands = solver.bands("mesh", mesh.k_frac, (-np.inf, np.inf), **wanted)
+            level = (
+                fermi_level(bands, electrons, temperature_k=spectrum.temperature_of(args, solver))
+                if electrons
+                else None
+            )
+            zero = spectrum.zero_of(args, source, solver, level)
     dos = _dos(args, source, bands, mesh, zero.energy_ev)
     reference = None
     if other is not None:
-        theirs = spectrum.solve(
-            "overlay",
-            hamiltonian_of(other),
-            other.sample.operator("overlap"),
-            mesh.k_frac,
-            spin=bands.spin is not None and hamiltonian_of(other).n_spin > 1,
-        )
+        with solver_of(args, hamiltonian_of(other), other.sample.operator("overlap"), name="overlay") as solver:
+            _choose_method(args, solver)
+            spin = bands.spin is not None and hamiltonian_of(other).n_spin > 1
+            theirs = solver.bands("overlay", mesh.k_frac, _window(args, zero.energy_ev), spin=spin)
         reference = _dos(args, other, theirs, mesh, zero.energy_ev)
     figure = dos_figure(
         dos,
@@ -90,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     save_figure(figure, args.output)
     data = write_dos(args.output, dos, zero_ev=zero.energy_ev)
     cell = source.sample.structure.reciprocal_cell
-    below = number_of_states(bands, mesh, cell, zero.energy_ev, method=args.method, width_ev=args.width)
+    below = number_of_states(bands, mesh, cell, zero.energy_ev, method=args.method, width_ev=args.width)[0]
     result: dict[str, Any] = {
         **spectrum.report(args, source, zero, level, data),
         "counted_fermi_energy_eV": None if level is None else level.energy_ev,
@@ -101,13 +114,41 @@ def run(args: argparse.Namespace) -> int:
         "n_states": bands.n_states,
         "dos_integral": dos.integral,
         "states_below_fermi": float(below.sum()),
-        "dos_at_fermi_per_eV": tetrahedron_density(bands, mesh, cell, zero.energy_ev),
+        "dos_at_fermi_per_eV": _density(args, bands, mesh, cell, zero.energy_ev),
         "overlay_mean_abs_states_per_eV": None
         if reference is None
         else float(np.abs(dos.total.sum(axis=0) - reference.total.sum(axis=0)).mean()),
     }
     spectrum.print_report(args, result, f"{' × '.join(map(str, mesh.size))} k, {args.method}")
     return 0
+
+
+def _choose_method(args: argparse.Namespace, solver: Solver) -> None:
+    """Tetrahedra need the levels at all their corners, also where these lie outside a window."""
+    if args.method is None:
+        args.method = "gaussian" if solver.sparse else "tetrahedron"
+    elif args.method == "tetrahedron" and solver.sparse:
+        raise ConfigError(
+            "--method tetrahedron for a window of states", expected="gaussian, or all states", remedy="--solver dense"
+        )
+
+
+def _window(args: argparse.Namespace, zero_ev: float) -> tuple[float, float]:
+    """Absolute window from which the shown one gets its states: Gaussians reach into it from outside."""
+    reach = _REACH * args.width
+    return zero_ev + args.window[0] - reach, zero_ev + args.window[1] + reach
+
+
+def _density(args: argparse.Namespace, bands: Bands, mesh: KMesh, cell: NDArray, energy_ev: float) -> float:
+    """States/eV at an energy: of linear tetrahedra at it, of Gaussians over a thousandth of their width."""
+    from postprocess.dos import number_of_states, tetrahedron_density
+
+    if args.method == "tetrahedron":
+        return tetrahedron_density(bands, mesh, cell, energy_ev)
+    step = 1e-3 * args.width
+    ends = np.array([energy_ev - step / 2, energy_ev + step / 2])
+    states = number_of_states(bands, mesh, cell, ends, method=args.method, width_ev=args.width)[0].sum(axis=0)
+    return float(states[1] - states[0]) / step
 
 
 def _dos(args: argparse.Namespace, source: Source, bands, mesh, zero_ev: float) -> DensityOfStates:

@@ -21,6 +21,8 @@ _VERBS = {
     "select": "which structures to compute next: where the models are least sure, and not the same twice",
     "texture": "put a spin texture on a supercell: spirals, walls, skyrmions, vortices, files",
     "predict": "predict the Hamiltonian of a structure",
+    "solve": "eigenstates in a window, counted and certified, into a file",
+    "fermi": "Fermi level and gap by counting electrons",
     "bands": "band structure of a predicted or computed Hamiltonian",
     "dos": "density of states and Fermi level",
     "unfold": "bands of a supercell in the zone of its primitive cell, with spectral weight and spin",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["number", "print_json", "print_table"]
+__all__ = ["number", "print_json", "print_table", "progress_bar"]
 
 _LEAST_WORDS = 24
 """Characters below which a column of words is not folded; a narrower terminal breaks the lines itself."""
@@ -55,3 +56,15 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 200)
     console.width = max(console.width, needed)
     console.print(table)
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on the terminal; yields the function that moves it, called with (done, all)."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    # Into a file the bar would leave only empty lines.
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

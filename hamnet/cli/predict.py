@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from concurrent.futures import Executor
+from .executors import add_executor_arguments, executor_of
 
+if TYPE_CHECKING:
     from hamnet.predict import Forecast, Report
     from hamnet.predict.committee_job import CommitteeReport
 
@@ -50,8 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory-gb", type=float, default=4.0, metavar="GB", help="limit for all processes together (%(default)s)"
     )
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes on this machine (%(default)s)")
-    parser.add_argument("--dask", metavar="ADDRESS", help="compute on the workers of this Dask scheduler instead")
+    add_executor_arguments(parser)
     parser.add_argument(
         "--verify",
         action="store_true",
@@ -100,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     def announce(forecast: Forecast) -> None:
         progress.console.print(_announcement(forecast), highlight=False, soft_wrap=True)
 
-    with _executor(args.workers, args.dask) as (executor, workers), progress:
+    with executor_of(args) as (executor, workers), progress:
         settings = {"source": source, "memory_gb": args.memory_gb, "executor": executor, "workers": workers}
         settings |= {"on_forecast": announce, "on_progress": advance}
         if len(committee.members) == 1:
@@ -126,58 +124,6 @@ def run(args: argparse.Namespace) -> int:
         if args.verify:
             print_verification(result["verification"])
     return 1 if args.verify and result["verification"]["unusual_atoms"] else 0
-
-
-@contextmanager
-def _executor(workers: int, dask: str | None) -> Iterator[tuple[Executor | None, int]]:
-    """The executor and how many workers it has; None and 1 where this process computes."""
-    from hamnet.errors import ConfigError
-
-    if workers < 1:
-        raise ConfigError(f"--workers {workers}", expected="at least 1")
-    if dask is not None:
-        try:
-            from distributed import Client
-        except ImportError as error:
-            raise ConfigError(
-                "--dask without Dask", expected="the package distributed", remedy="pip install 'hamnet[dask]'"
-            ) from error
-        try:
-            client = Client(dask, timeout="10s")
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"no Dask scheduler at {dask} ({error})", expected="the address of one") from error
-        with client:
-            count = len(client.scheduler_info(n_workers=-1)["workers"])
-            if not count:
-                raise ConfigError(f"the Dask scheduler at {dask} has no workers", expected="at least one")
-            yield client.get_executor(), count
-    elif workers > 1:
-        from concurrent.futures import ProcessPoolExecutor
-        from multiprocessing import get_context
-
-        # Not forked: torch's threads do not survive that.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_follow_parent) as pool:
-            yield pool, workers
-    else:
-        yield None, 1
-
-
-def _follow_parent() -> None:
-    """A worker leaves Ctrl-C to its parent, and ends when that is killed."""
-    import os
-    import signal
-    from multiprocessing import parent_process
-    from threading import Thread
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    Thread(target=wait, daemon=True).start()
 
 
 def _announcement(forecast: Forecast) -> str:

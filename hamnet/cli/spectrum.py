@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hamnet.errors import ConfigError
 
-from .sources import Source, hamiltonian_of, load_source
+from .solver import add_solver_arguments
+from .sources import Source, load_source
 
 if TYPE_CHECKING:
     from hamnet.blocks import BlockOperator
     from hamnet.sample import Sample
-    from postprocess.bands import Bands, Progress
     from postprocess.fermi import FermiLevel
     from postprocess.grouping import Grouping
     from postprocess.kmesh import KMesh
 
+    from .solver import Solver
+
 __all__ = [
     "AXES",
     "Zero",
+    "add_filling_arguments",
+    "add_sample_arguments",
     "add_source_arguments",
     "add_zero_arguments",
     "color_of",
@@ -34,9 +36,8 @@ __all__ = [
     "load_overlay",
     "mesh_of",
     "print_report",
-    "progress_bar",
     "report",
-    "solve",
+    "temperature_of",
     "zero_of",
 ]
 
@@ -53,9 +54,7 @@ class Zero:
     counted: FermiLevel | None = None
 
 
-def add_source_arguments(
-    parser: argparse.ArgumentParser, *, overlay: str = "set or run to draw in black behind, on the same scale"
-) -> None:
+def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("file", type=Path, metavar="FILE", help="sample set (.h5) or DFT run folder")
     add("--sample", metavar="NAME", help="sample of the set, if it holds several")
@@ -65,6 +64,13 @@ def add_source_arguments(
         help="of DFT runs, H as the code stored it, with the penalty of constrained moments: it has the code's own "
         "bands (default: penalty subtracted)",
     )
+
+
+def add_source_arguments(
+    parser: argparse.ArgumentParser, *, overlay: str = "set or run to draw in black behind, on the same scale"
+) -> None:
+    add_sample_arguments(parser)
+    add = parser.add_argument
     add("--overlay", type=Path, metavar="FILE", help=overlay)
     add("--overlay-sample", metavar="NAME", help="sample of the overlay set, if it holds several (that of --sample)")
     add("-o", "--output", type=Path, required=True, metavar="FIGURE", help=".png, .pdf or .svg; data go beside it")
@@ -90,18 +96,20 @@ def add_zero_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="count electrons also where the run has a level (of bands, --mesh and --density imply it)",
     )
-    level.add_argument(
-        "--electrons", type=float, metavar="N", help="electrons per cell, implies --count (the sample's)"
-    )
-    level.add_argument("--temperature", type=float, default=300.0, metavar="K", help="of occupations (%(default)g)")
-    mesh = level.add_mutually_exclusive_group()
+    add_filling_arguments(level)
+    add_solver_arguments(parser)
+
+
+def add_filling_arguments(group: argparse._ActionsContainer) -> None:
+    """What a count of electrons needs."""
+    text = "electrons per cell; with a level of the run, implies --count (the sample's)"
+    group.add_argument("--electrons", type=float, metavar="N", help=text)
+    text = "of occupations (300, and 0 with a sparse solver)"
+    group.add_argument("--temperature", type=float, metavar="K", help=text)
+    mesh = group.add_mutually_exclusive_group()
     mesh.add_argument("--mesh", type=int, nargs=3, metavar=("N1", "N2", "N3"), help="k points along each direction")
-    mesh.add_argument(
-        "--density",
-        type=float,
-        metavar="D",
-        help=f"k points per 1/Å of each reciprocal vector ({_DENSITY_ANG:g})",
-    )
+    text = f"k points per 1/Å of each reciprocal vector ({_DENSITY_ANG:g})"
+    mesh.add_argument("--density", type=float, metavar="D", help=text)
 
 
 def load_overlay(args: argparse.Namespace) -> Source | None:
@@ -124,6 +132,13 @@ def color_of(choice: str, n_spin: int) -> str:
             expected="a vector Hamiltonian" if n_spin == 2 else "a Hamiltonian with spin",
         )
     return choice
+
+
+def temperature_of(args: argparse.Namespace, solver: Solver) -> float:
+    """Of occupations: as given, else 300 K, but 0 where each state within 20 kT has to be searched for."""
+    if args.temperature is not None:
+        return args.temperature
+    return 0.0 if solver.sparse else 300.0
 
 
 def grouping_of(choice: str, hamiltonian: BlockOperator) -> Grouping | None:
@@ -157,10 +172,8 @@ def electrons_of(args: argparse.Namespace, source: Source) -> float | None:
     return source.sample.n_electrons if args.electrons is None else args.electrons
 
 
-def zero_of(args: argparse.Namespace, source: Source, counted: FermiLevel | None = None) -> Zero:
+def zero_of(args: argparse.Namespace, source: Source, solver: Solver, counted: FermiLevel | None = None) -> Zero:
     """The Fermi level as the options say; a level already `counted` on the mesh is not counted again."""
-    from postprocess.fermi import fermi_level
-
     # A Fermi level in a predicted sample would be that of another Hamiltonian.
     own = None if source.sample.provenance.get("predicted") else source.sample.fermi_energy_ev
     if args.fermi is not None:
@@ -176,35 +189,10 @@ def zero_of(args: argparse.Namespace, source: Source, counted: FermiLevel | None
             path=source.path,
         )
     if counted is None:
-        mesh = mesh_of(args, source)
-        states = solve(
-            "mesh for the Fermi level", hamiltonian_of(source), source.sample.operator("overlap"), mesh.k_frac
-        )
-        counted = fermi_level(states, electrons, temperature_k=args.temperature)
+        # A level of another Hamiltonian is a place to begin.
+        hint = source.sample.fermi_energy_ev
+        counted = solver.level(mesh_of(args, source).k_frac, electrons, temperature_of(args, solver), hint)
     return Zero(counted.energy_ev, "counted", counted)
-
-
-def solve(what: str, hamiltonian: BlockOperator, overlap: BlockOperator, k_frac, **character) -> Bands:
-    """States at k with an estimate before and progress during the work, both on stderr."""
-    from postprocess.bands import dense_cost, solve_bands
-
-    cost = dense_cost(hamiltonian, len(k_frac))
-    if cost.seconds > 2:
-        print(f"hamnet: {what}: {cost}", file=sys.stderr)
-    with progress_bar(what) as progress:
-        return solve_bands(hamiltonian, overlap, k_frac, progress=progress, **character)
-
-
-@contextmanager
-def progress_bar(what: str) -> Iterator[Progress]:
-    """A bar on the terminal; yields the function that moves it, called with (done, all)."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    # Into a file the bar would leave only empty lines.
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def report(

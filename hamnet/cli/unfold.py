@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +12,15 @@ from hamnet.errors import ConfigError
 
 from . import spectrum
 from .bands import add_path_arguments, read_path
+from .solver import solver_of
 from .texture_kinds import allow_negative_fractions, fraction
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from hamnet.blocks import BlockOperator
     from hamnet.structure import Structure
     from postprocess.kpath import KPath
     from postprocess.tiling import Tiling
-    from postprocess.unfold import KStates, Spiral, UnfoldedBands
+    from postprocess.unfold import Spiral, UnfoldedBands
 
     from .sources import Source
 
@@ -101,24 +98,26 @@ def run(args: argparse.Namespace) -> int:
     path = _path(args, source, tiling)
     orbitals = fold_orbitals(tiling, hamiltonian.basis, hamiltonian.pairs.species)
     mean, deviation = mean_overlap(overlap, tiling)
-    zero = spectrum.zero_of(args, source)
     k_supercell, _ = unique_k(supercell_k(tiling, path.k_frac, spiral))
-    reach = 9 * width
-    shown = (zero.energy_ev + window[0] - reach, zero.energy_ev + window[1] + reach)
-    bands = unfold_bands(
-        _states(hamiltonian, overlap, k_supercell),
-        tiling,
-        orbitals,
-        path.k_frac,
-        n_spin=hamiltonian.n_spin,
-        mean=mean if deviation <= _SAME_OVERLAP else None,
-        spiral=spiral,
-        grouping=_grouping(color, hamiltonian, tiling),
-        window_ev=shown,
-    )
+    with solver_of(args, hamiltonian, overlap) as solver:
+        zero = spectrum.zero_of(args, source, solver)
+        reach = 9 * width
+        shown = (zero.energy_ev + window[0] - reach, zero.energy_ev + window[1] + reach)
+        bands = unfold_bands(
+            solver.vectors("supercell", k_supercell, shown),
+            tiling,
+            orbitals,
+            path.k_frac,
+            n_spin=hamiltonian.n_spin,
+            mean=mean if deviation <= _SAME_OVERLAP else None,
+            spiral=spiral,
+            grouping=_grouping(color, hamiltonian, tiling),
+            window_ev=shown,
+        )
     reference = None
     if other is not None:
-        reference = spectrum.solve("overlay", hamiltonian_of(other), other.sample.operator("overlap"), path.k_frac)
+        with solver_of(args, hamiltonian_of(other), other.sample.operator("overlap"), name="overlay") as solver:
+            reference = solver.bands("overlay", path.k_frac, shown)
     figure = unfolded_figure(
         path,
         bands,
@@ -154,26 +153,6 @@ def run(args: argparse.Namespace) -> int:
     }
     _print(args, result, source)
     return 0
-
-
-def _states(hamiltonian: BlockOperator, overlap: BlockOperator, k_frac: NDArray[np.float64]) -> Iterator[KStates]:
-    """The states at each K of the supercell, in this order."""
-    from hamnet.eigen import eigenstates
-    from postprocess.bands import dense_cost
-    from postprocess.unfold import KStates
-
-    cost = dense_cost(hamiltonian, len(k_frac))
-    if cost.seconds > 2:
-        print(f"hamnet: {cost}", file=sys.stderr)
-    step = 2 if hamiltonian.n_spin == 4 else 1
-    done = 0
-    with spectrum.progress_bar("supercell") as progress:
-        for batch in eigenstates(hamiltonian, overlap, k_frac):
-            parts = (batch.energies.numpy(), batch.vectors.numpy(), batch.overlap.numpy()[:, 0, ::step, ::step])
-            for at_k in zip(*parts, strict=True):
-                yield KStates(*at_k)
-                done += 1
-                progress(done, len(k_frac))
 
 
 def _tiling(args: argparse.Namespace, source: Source, other: Source | None) -> tuple[Tiling, str]:

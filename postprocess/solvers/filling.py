@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from hamnet.errors import SolverError
 from hamnet.units import BOLTZMANN_EV_PER_K
 
 from ..fermi import FermiLevel, fermi_level
-from .levels import filled_outside, joined
+from .levels import joined
 from .pencil import SparsePencil
 from .states import States
 from .tasks import CountTask, Runner, WindowTask
@@ -70,18 +70,8 @@ def sparse_fermi_level(
     low, high = _narrowed(counted, low, high, wanted, _STATES_PER_K * len(places))
     reach = _REACH_KT * BOLTZMANN_EV_PER_K * temperature_k
     states = runner.run([WindowTask(k, channel, low[0] - reach, high[0] + reach) for k, channel in places])  # type: ignore[arg-type]
-    bands, first = joined(states, pencil.n_channels, pencil.n_spin)
-    below = first * pencil.n_channels * pencil.electrons_per_state
-    level = fermi_level(filled_outside(bands, states, first), n_electrons - below, temperature_k=temperature_k)
-    return _renamed(level, n_electrons), states
-
-
-def _renamed(level: FermiLevel, n_electrons: float) -> FermiLevel:
-    """The level with all electrons counted, those below the window included."""
-    return FermiLevel(
-        level.energy_ev, level.chemical_potential_ev, level.vbm_ev, level.cbm_ev, level.gap_ev, level.direct_gap_ev,
-        n_electrons, level.temperature_k,
-    )  # fmt: skip
+    bands = joined(states, pencil.n_channels, pencil.n_spin)
+    return fermi_level(bands, n_electrons, temperature_k=temperature_k), states
 
 
 def _guess(pencil: SparsePencil, k_frac: tuple, filled: float) -> float:
@@ -89,9 +79,9 @@ def _guess(pencil: SparsePencil, k_frac: tuple, filled: float) -> float:
     diagonals = []
     for channel in range(pencil.n_channels):
         at = pencil.at(k_frac, channel)
-        s = at.s_orbital.diagonal().real
-        diagonals.append(at.h.diagonal().real / (np.repeat(s, 2) if pencil.spinor else s))
-    levels: NDArray = np.sort(np.concatenate(diagonals))
+        h, s = np.real(at.h.diagonal()), np.real(at.s_orbital.diagonal())
+        diagonals.append(h / np.repeat(s, len(h) // len(s)))
+    levels = np.sort(np.concatenate(diagonals))
     return float(levels[min(int(filled), len(levels) - 1)])
 
 

@@ -87,7 +87,7 @@ def states_near(
         if block.x.shape[1] < _BLOCK:
             more = basis.random(rng, _BLOCK - block.x.shape[1], beside=block)
             # The new directions have no part in what is left of the last image.
-            r = np.concatenate([block.r, np.zeros((more.x.shape[1], block.r.shape[1]))])
+            r = np.concatenate([block.r, np.zeros((more.x.shape[1], block.r.shape[1]), np.complex128)])
             block = _Block(np.concatenate([block.x, more.x], axis=1), np.concatenate([block.sx, more.sx], axis=1), r)
     near = chosen[np.argsort(-np.abs(theta[chosen]))[:count]]
     return _refined(

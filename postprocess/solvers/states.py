@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..characters import mulliken_weights, spinor_spin
 from .pencil import BlochPencil
 from .window import Window
 
@@ -77,22 +78,15 @@ def describe(at: BlochPencil, window: Window, keep: Keep) -> States:
         window.n_factors,
         window.n_solves,
         _spin(c, along, at) if keep.spin else None,
-        None if keep.membership is None else _weights(c, along, keep.membership),
+        None if keep.membership is None else mulliken_weights(c, along, keep.membership),
         c if keep.vectors else None,
     )
 
 
 def _spin(c: NDArray, along: NDArray, at: BlochPencil) -> NDArray[np.float64]:
+    if at.pencil.spinor:
+        return spinor_spin(c, along)
     result = np.zeros((c.shape[1], 3))
     if at.pencil.n_spin == 2:
         result[:, 2] = 1 - 2 * at.channel
-    elif at.pencil.spinor:
-        flip = np.einsum("im,im->m", c[0::2].conj(), along[1::2])  # ↑†S↓
-        up, down = (np.einsum("im,im->m", c[s::2].conj(), along[s::2]).real for s in (0, 1))
-        result = np.stack([2 * flip.real, 2 * flip.imag, up - down], axis=1)
     return result
-
-
-def _weights(c: NDArray, along: NDArray, membership: NDArray) -> NDArray[np.float64]:
-    share = (c.conj() * along).real
-    return share.reshape(len(membership), -1, c.shape[1]).sum(axis=1).T @ membership

@@ -279,4 +279,5 @@ def _stored(folder: Path, task: Task) -> Result | None:
         if "count" in stored:
             return int(stored["count"])
         values: dict[str, NDArray] = {name: stored[name] for name in stored.files}
-    return States(**{name: value.item() if value.ndim == 0 else value for name, value in values.items()})
+    plain: dict[str, Any] = {name: value.item() if value.ndim == 0 else value for name, value in values.items()}
+    return States(**plain)
