@@ -23,18 +23,27 @@ from .dissection import Tree, nested_dissection
 from .factor import FactorStats
 from .pencil import SparsePencil
 
-__all__ = ["Multifrontal", "MultifrontalFactor"]
+__all__ = [
+    "PANEL_ROWS",
+    "PIVOT_ROWS",
+    "Front",
+    "Multifrontal",
+    "MultifrontalFactor",
+    "add_child",
+    "stack_peak",
+    "symbolic_fronts",
+]
 
 ComplexArray = NDArray[np.complex128]
 
 # Rows of one block pivot: large enough for matrix products, small against a front.
-_PIVOT = 64
+PIVOT_ROWS = 64
 # Rows of the Schur complement that are computed together: only what lies right of the diagonal is.
-_PANEL = 384
+PANEL_ROWS = 384
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Front:
+class Front:
     """Symbolic front.
 
     rows : rows of A, own ones first, each part in the order of elimination. n_own : how many are eliminated here.
@@ -61,27 +70,27 @@ class Multifrontal:
         sizes = np.diff(pencil.atom_offsets)
         tree = nested_dissection(pencil.atom_graph, sizes)
         self.dim, self.device = pencil.dim, torch.device(device)
-        self._fronts = _fronts(pencil, tree, self.device)
-        own = np.array([front.n_own for front in self._fronts], float)
-        rest = np.array([len(front.rows) for front in self._fronts]) - own
+        self.fronts = symbolic_fronts(pencil, tree, self.device)
+        own = np.array([front.n_own for front in self.fronts], float)
+        rest = np.array([len(front.rows) for front in self.fronts]) - own
         # Complex products, of a symmetric half: 4 real operations for each of n₁³/3 + n₁² n₂ + n₁ n₂².
         self.flops = float(4 * (own**3 / 3 + own**2 * rest + own * rest**2).sum())
         self.entries = int((own * (own + 1) / 2 + own * rest).sum())
-        self.memory_bytes = 16.0 * (self.entries + _stack_peak(tree, own, rest))
+        self.memory_bytes = 16.0 * (self.entries + stack_peak(tree, own, rest))
 
     def factor(self, data: ComplexArray) -> MultifrontalFactor:
         start = time.perf_counter()
         factors: list[_FrontFactor] = []
         passed: dict[int, Tensor] = {}
-        for node, front in enumerate(self._fronts):
+        for node, front in enumerate(self.fronts):
             own, n = front.n_own, len(front.rows)
             matrix = torch.zeros((n, n), dtype=torch.complex128, device=self.device)
             matrix.view(-1)[front.target] = torch.from_numpy(data[front.source]).to(self.device)
             for child, runs in front.children:
-                _add(matrix, passed.pop(child), runs)
+                add_child(matrix, passed.pop(child), runs)
             pivots = []
-            for first in range(0, own, _PIVOT):
-                last = min(first + _PIVOT, own)
+            for first in range(0, own, PIVOT_ROWS):
+                last = min(first + PIVOT_ROWS, own)
                 pivot = _eliminated(matrix[first:last, first:])
                 # Rows of this front first: they are the next pivots.
                 matrix[last:own, last:].addmm_(matrix[first:last, last:own].mH, pivot.upper, alpha=-1)
@@ -127,14 +136,14 @@ class MultifrontalFactor:
         x = x.to(self._fronts[0].rows.device)
         for front in self._fronts:
             part = x[:, front.rows]
-            for first, pivot in zip(range(0, front.n_own, _PIVOT), front.pivots, strict=True):
+            for first, pivot in zip(range(0, front.n_own, PIVOT_ROWS), front.pivots, strict=True):
                 last = first + len(pivot.inverse)
                 part[:, last:].addmm_(part[:, first:last], pivot.upper, alpha=-1)
             x[:, front.rows] = part
         x = x.conj().resolve_conj()
         for front in reversed(self._fronts):
             part = x[:, front.rows]
-            for first, pivot in zip(range(0, front.n_own, _PIVOT)[::-1], front.pivots[::-1], strict=True):
+            for first, pivot in zip(range(0, front.n_own, PIVOT_ROWS)[::-1], front.pivots[::-1], strict=True):
                 last = first + len(pivot.inverse)
                 part[:, first:last] = part[:, first:last] @ pivot.inverse.mT - part[:, last:] @ pivot.upper.mT
             x[:, front.rows[: front.n_own]] = part[:, : front.n_own]
@@ -157,13 +166,13 @@ def _schur(matrix: Tensor, own: int, upper: Tensor) -> Tensor:
     """What is left for the parent: A₂₂ − A₂₁ A₁₁⁻¹ A₁₂, the upper triangle; `upper` (own, n − own) rows of L†."""
     rest = matrix[own:, own:].clone()
     bare = matrix[:own, own:]
-    for first in range(0, len(rest), _PANEL):
-        last = min(first + _PANEL, len(rest))
+    for first in range(0, len(rest), PANEL_ROWS):
+        last = min(first + PANEL_ROWS, len(rest))
         rest[first:last, first:].addmm_(bare[:, first:last].mH, upper[:, first:], alpha=-1)
     return rest
 
 
-def _add(matrix: Tensor, part: Tensor, runs: list[tuple[int, int, int]]) -> None:
+def add_child(matrix: Tensor, part: Tensor, runs: list[tuple[int, int, int]]) -> None:
     """Add the upper triangle of what a child passed on; runs keep the order, so above stays above the diagonal."""
     for number, (row, to_row, n_rows) in enumerate(runs):
         for column, to_column, n_columns in runs[number:]:
@@ -171,7 +180,7 @@ def _add(matrix: Tensor, part: Tensor, runs: list[tuple[int, int, int]]) -> None
             target += part[row : row + n_rows, column : column + n_columns]
 
 
-def _stack_peak(tree: Tree, own: NDArray, rest: NDArray) -> float:
+def stack_peak(tree: Tree, own: NDArray, rest: NDArray) -> float:
     """Largest number of entries of fronts and of what waits for their parents, at any time."""
     waiting = peak = 0.0
     children: dict[int, float] = {}
@@ -182,14 +191,15 @@ def _stack_peak(tree: Tree, own: NDArray, rest: NDArray) -> float:
     return peak
 
 
-def _fronts(pencil: SparsePencil, tree: Tree, device: torch.device) -> tuple[_Front, ...]:
+def symbolic_fronts(pencil: SparsePencil, tree: Tree, device: torch.device) -> tuple[Front, ...]:
+    """The fronts of a pattern, children before their parents."""
     graph, offsets = pencil.atom_graph, pencil.atom_offsets
     order = np.empty(pencil.n_atoms, np.int64)
     order[np.concatenate(tree.vertices)] = np.arange(pencil.n_atoms)
     ends = np.cumsum([len(v) for v in tree.vertices])
     remaining: list[NDArray[np.int64]] = []
     children: list[list[int]] = [[] for _ in range(len(tree))]
-    fronts: list[_Front] = []
+    fronts: list[Front] = []
     for node, own in enumerate(tree.vertices):
         touched = np.unique(np.concatenate([graph[own].indices, *(remaining[c] for c in children[node])]))
         later = touched[order[touched] >= ends[node]]
@@ -208,7 +218,7 @@ def _fronts(pencil: SparsePencil, tree: Tree, device: torch.device) -> tuple[_Fr
         # Columns eliminated before are not in the front, and below the diagonal nothing is read.
         kept = column >= row
         fronts.append(
-            _Front(
+            Front(
                 torch.from_numpy(rows).to(device), n_own, source[kept],
                 torch.from_numpy(row[kept] * len(rows) + column[kept]).to(device),
                 tuple((c, _runs(place[_rows_of(offsets, remaining[c])])) for c in children[node]),

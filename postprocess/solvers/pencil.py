@@ -227,8 +227,8 @@ class BlochPencil:
         n = self.pencil.n_orbitals
         return np.asarray(self.s_orbital @ x.reshape(n, -1)).reshape(x.shape)
 
-    def shifted(self, sigma_ev: float) -> ComplexArray:
-        """Data of H − σS on the pattern of H."""
+    def shifted(self, sigma_ev: complex) -> ComplexArray:
+        """Data of H − σS on the pattern of H; Hermitian for a real σ."""
         if not self.pencil.spinor:
             return self.h_data - sigma_ev * self.s_data
         data = self.h_data.copy()
