@@ -18,7 +18,8 @@ __all__ = ["joined"]
 def joined(states: Sequence[States], n_channels: int, n_spin: int, *, groups: tuple[str, ...] = ()) -> Bands:
     """Bands of windows at (k, channel), channel fastest.
 
-    Band b holds level ``first`` + b of each k and channel, −inf or +inf where that lies below or above the window.
+    Band b holds level ``first`` + b of each k and channel, −inf or +inf where that lies below or above the window,
+    without spin and weights there.
     Raises :class:`SolverError` where no window holds a state.
     """
     filled = [state for state in states if len(state)]
@@ -31,15 +32,15 @@ def joined(states: Sequence[States], n_channels: int, n_spin: int, *, groups: tu
     width = max(state.first + len(state) for state in filled) - first
     n_k = len(states) // n_channels
 
-    def table(values: Sequence[NDArray | None], shape: tuple[int, ...]) -> NDArray[np.float64]:
-        result = np.full((len(states), width, *shape), np.nan)
+    def table(values: Sequence[NDArray | None], shape: tuple[int, ...], outside: float = 0.0) -> NDArray[np.float64]:
+        result = np.full((len(states), width, *shape), outside)
         for row, state, value in zip(result, states, values, strict=True):
             start = state.first - first
             if value is not None and len(state):
                 row[start : start + len(state)] = value
         return result.reshape(n_k, n_channels, width, *shape)
 
-    energies = table([s.energies_ev for s in states], ()).reshape(len(states), width)
+    energies = table([s.energies_ev for s in states], (), np.nan).reshape(len(states), width)
     below = first + np.arange(width) < np.array([s.first for s in states])[:, None]
     energies = np.where(np.isnan(energies), np.where(below, -np.inf, np.inf), energies)
     spin = None if states[0].spin is None else table([s.spin for s in states], (3,))
