@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -73,8 +73,13 @@ class NearestTask:
         return describe(at, nearest_window(analysis, at, self.energy_ev, self.count), keep)
 
 
-Task = CountTask | WindowTask | NearestTask
-Result = int | States
+Result = int | NDArray | States
+
+
+class Task(Protocol):
+    """A frozen dataclass of numbers that says what to do, and does it where the matrices are."""
+
+    def run(self, pencil: SparsePencil, analysis: Analysis, keep: Keep) -> Result: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,12 +261,15 @@ def _claim(folder: Path, identity: dict[str, Any]) -> None:
 
 
 def _file(folder: Path, task: Task) -> Path:
-    text = json.dumps([type(task).__name__, asdict(task)], sort_keys=True)
+    text = json.dumps([type(task).__name__, asdict(task)], sort_keys=True)  # type: ignore[call-overload]
     return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
 
 
 def _store(folder: Path, task: Task, result: Result) -> None:
-    arrays: dict[str, Any] = {"count": result} if isinstance(result, int) else _arrays(result)
+    if isinstance(result, States):
+        arrays = _arrays(result)
+    else:
+        arrays = {"count" if isinstance(result, int) else "array": result}
     with replacing(_file(folder, task)) as temporary:
         np.savez(temporary, allow_pickle=False, **arrays)
 
@@ -278,6 +286,8 @@ def _stored(folder: Path, task: Task) -> Result | None:
     with np.load(path, allow_pickle=False) as stored:
         if "count" in stored:
             return int(stored["count"])
+        if "array" in stored:
+            return stored["array"]
         values: dict[str, NDArray] = {name: stored[name] for name in stored.files}
     plain: dict[str, Any] = {name: value.item() if value.ndim == 0 else value for name, value in values.items()}
     return States(**plain)
