@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import get_lapack_funcs
 
-from hamnet.errors import SolverError
-
-from .factor import FactorStats, SingularFactorError
+from .factor import FactorStats, SingularFactorError, require_numbers
 from .pencil import SparsePencil
 
 __all__ = ["Dense", "DenseFactor"]
@@ -36,8 +34,7 @@ class Dense:
 
     def factor(self, data: ComplexArray) -> DenseFactor:
         start = time.perf_counter()
-        if not np.isfinite(data).all():
-            raise SolverError("matrix elements that are not finite", expected="numbers")
+        require_numbers(data)
         matrix = np.zeros(self.dim * self.dim, np.complex128)
         matrix[self._places] = data.conj()
         return DenseFactor(matrix.reshape(self.dim, self.dim).T, start)

@@ -21,6 +21,7 @@ __all__ = [
     "Inertia",
     "SingularFactorError",
     "certified_factor",
+    "require_numbers",
 ]
 
 ComplexArray = NDArray[np.complex128]
@@ -75,6 +76,12 @@ class Backend(Protocol):
     """One way to factorise."""
 
     def __call__(self, pencil: SparsePencil) -> Analysis: ...
+
+
+def require_numbers(data: ComplexArray) -> None:
+    """Raises :class:`SolverError` where an element is not finite."""
+    if not np.isfinite(data).all():
+        raise SolverError("matrix elements that are not finite", expected="numbers")
 
 
 @dataclass(frozen=True, slots=True)

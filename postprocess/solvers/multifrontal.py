@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .dissection import Tree, nested_dissection
-from .factor import FactorStats
+from .factor import FactorStats, require_numbers
 from .pencil import SparsePencil
 
 __all__ = [
@@ -80,6 +80,7 @@ class Multifrontal:
 
     def factor(self, data: ComplexArray) -> MultifrontalFactor:
         start = time.perf_counter()
+        require_numbers(data)
         factors: list[_FrontFactor] = []
         passed: dict[int, Tensor] = {}
         for node, front in enumerate(self.fronts):

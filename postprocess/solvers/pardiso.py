@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hamnet.errors import SolverError
 
-from .factor import FactorStats, SingularFactorError
+from .factor import FactorStats, SingularFactorError, require_numbers
 from .pencil import SparsePencil
 
 __all__ = ["Pardiso", "PardisoFactor", "mkl_library"]
@@ -106,6 +107,7 @@ class Pardiso:
 
     def factor(self, data: ComplexArray) -> PardisoFactor:
         start = time.perf_counter()
+        require_numbers(data)
         # A handle holds one factor. A factor that is gone leaves its handle, and the memory in it, to the next one.
         handle = self._spare.pop() if self._spare else self._analysed()
         try:
@@ -174,6 +176,7 @@ class _Handle:
         self.dim = len(self.indptr) - 1
         self._integer = self.indptr.dtype
         self._pt = np.zeros(64, np.int64)
+        self._routine = getattr(_library(), "pardiso_64" if self._integer == np.int64 else "pardiso")
         self.iparm = np.zeros(64, self._integer)
         settings = {
             0: 1,  # all of these settings hold
@@ -185,25 +188,26 @@ class _Handle:
             34: 1,  # indices from 0
         }
         self.iparm[list(settings)] = list(settings.values())
-        weakref.finalize(self, _release, self._pt, self.iparm, self.dim)
+        weakref.finalize(self, _release, self._routine, self._pt, self.iparm, self.dim)
 
     def call(self, phase: int, values: ComplexArray) -> None:
         nothing = np.zeros(1, np.complex128)
-        _call(self._pt, self.iparm, self.dim, phase, values, self.indptr, self.indices, 1, nothing, nothing)
+        _call(
+            self._routine, self._pt, self.iparm, self.dim, phase, values, self.indptr, self.indices, 1, nothing, nothing
+        )
 
     def solve(self, phase: int, values: ComplexArray, b: ComplexArray) -> ComplexArray:
         """Solutions for right-hand sides b (m, dim), one in each row."""
         x = np.empty_like(b)
-        _call(self._pt, self.iparm, self.dim, phase, values, self.indptr, self.indices, len(b), b, x)
+        _call(self._routine, self._pt, self.iparm, self.dim, phase, values, self.indptr, self.indices, len(b), b, x)
         return x
 
 
 def _call(
-    pt: NDArray, iparm: NDArray, dim: int, phase: int, values: NDArray, indptr: NDArray, indices: NDArray, n_rhs: int,
-    b: NDArray, x: NDArray,
+    routine: Any, pt: NDArray, iparm: NDArray, dim: int, phase: int, values: NDArray, indptr: NDArray, indices: NDArray,
+    n_rhs: int, b: NDArray, x: NDArray,
 ) -> None:  # fmt: skip
     integer = ctypes.c_int64 if iparm.dtype == np.int64 else ctypes.c_int32
-    routine = getattr(_library(), "pardiso_64" if integer is ctypes.c_int64 else "pardiso")
     error, no_order = integer(0), np.zeros(1, iparm.dtype)
 
     def number(value: int):
@@ -225,6 +229,6 @@ def _call(
     raise SolverError(text, remedy="take another back-end" + (" or a smaller cell" if error.value == -2 else ""))
 
 
-def _release(pt: NDArray, iparm: NDArray, dim: int) -> None:
+def _release(routine: Any, pt: NDArray, iparm: NDArray, dim: int) -> None:
     nothing, none = np.zeros(1, np.complex128), np.zeros(1, iparm.dtype)
-    _call(pt, iparm, dim, _RELEASE, nothing, none, none, 1, nothing, nothing)
+    _call(routine, pt, iparm, dim, _RELEASE, nothing, none, none, 1, nothing, nothing)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hamnet.errors import SolverError
 
 from .dissection import fill_of_order, minimum_degree
-from .factor import FactorStats, SingularFactorError
+from .factor import FactorStats, SingularFactorError, require_numbers
 from .pencil import SparsePencil
 
 __all__ = ["SuperLU", "SuperLUFactor"]
@@ -59,11 +59,10 @@ class SuperLU:
 
     def factor(self, data: ComplexArray) -> SuperLUFactor:
         start = time.perf_counter()
+        require_numbers(data)
         matrix = scipy.sparse.csc_matrix(
             (data[self._places].conj(), self._indices.copy(), self._indptr.copy()), shape=(self.dim, self.dim)
         )
-        if not np.isfinite(matrix.data).all():
-            raise SolverError("matrix elements that are not finite", expected="numbers")
         try:
             lu = scipy.sparse.linalg.splu(
                 matrix, permc_spec="NATURAL", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
