@@ -1,0 +1,134 @@
+"""Broadened densities of states from resolvents: those of the dense levels, exactly or within the errors they tell."""
+
+import numpy as np
+import pytest
+from scipy.stats import chi2
+
+from hamnet.errors import ConfigError
+from postprocess.bands import Bands, solve_bands
+from postprocess.grouping import group_orbitals
+from postprocess.solvers.broadened import BroadenedDos, broadened_dos, kernel_values, shared_grid
+from postprocess.solvers.states import Keep
+from postprocess.solvers.tasks import Runner, Shard
+
+K = np.array([[0.13, 0.21, 0.0], [0.41, 0.1, 0.0]])
+WIDTH = 0.1
+GRID = shared_grid(-8.0, -6.5, WIDTH)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(2, 1, 0.1, "nibr2_1x1_nc"), (2, 1, 0.0, "nibr2_v40_collinear"), (1, 1, 0.0, "nibr2_unpolarised")],
+    ids=["vector", "collinear", "none"],
+)
+def case(request, tiled, superlattice):
+    """A runner that projects onto shells, and all dense levels with their spins and weights."""
+    h, s = tiled(*request.param)
+    grouping = group_orbitals(h.basis, h.pairs.species, "shell")
+    bands = solve_bands(h, s, K, spin=True, grouping=grouping)
+    return Runner(superlattice(*request.param), keep=Keep(membership=grouping.membership)), bands
+
+
+def _exact(bands: Bands, kernel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Total (n_channels, n_e), by group (n_groups, n_channels, n_e), spin of all groups (n_channels, n_e, 3)."""
+    values = kernel_values(kernel, GRID[:, None, None, None] - bands.energies_ev, WIDTH)
+    values *= bands.electrons_per_state / len(K)
+    return (
+        np.einsum("ekcn->ce", values),
+        np.einsum("ekcn,kcng->gce", values, bands.weights),
+        np.einsum("ekcn,kcnv->cev", values, bands.spin),
+    )
+
+
+@pytest.mark.parametrize("kernel", ["lorentzian", "quartic"])
+def test_exact_trace_gives_the_density_of_the_dense_levels(case, kernel):
+    runner, bands = case
+    found = broadened_dos(runner, K, GRID, width_ev=WIDTH, kernel=kernel, n_vectors=0)
+    total, groups, spin = _exact(bands, kernel)
+    assert isinstance(found, BroadenedDos)
+    assert np.abs(found.total - total).max() < 1e-10 * total.max()
+    assert np.abs(found.projected - groups).max() < 1e-10 * total.max()
+    assert np.abs(found.spin.sum(axis=0) - spin).max() < 1e-10 * total.max()
+    assert not found.total_error.any()
+
+
+@pytest.mark.parametrize("kernel", ["lorentzian", "quartic"])
+def test_random_vectors_give_it_within_the_errors_that_are_told(case, kernel):
+    runner, bands = case
+    found = broadened_dos(runner, K, GRID, width_ev=WIDTH, kernel=kernel, n_vectors=24, seed=3)
+    total, groups, _ = _exact(bands, kernel)
+    assert isinstance(found, BroadenedDos)
+    for value, error, exact in (
+        (found.total, found.total_error, total),
+        (found.projected, found.projected_error, groups),
+    ):
+        off = np.abs(value - exact)
+        assert (off < 4 * error + 1e-3 * total.max()).all()
+        assert (off < 3 * error).mean() > 0.97
+        # Errors that are far too large would pass this, too.
+        assert 0.5 < np.sqrt((off**2).mean() / (error**2).mean()) < 1.5
+    assert np.allclose(found.projected.sum(axis=0), found.total, rtol=0, atol=1e-10 * total.max())
+
+
+def test_error_falls_as_the_root_of_the_number_of_vectors(case):
+    runner, _ = case
+    few, many = (
+        broadened_dos(runner, K[0], [-7.5], width_ev=1.0, n_vectors=n, seed=1, kernel="lorentzian") for n in (64, 1024)
+    )
+    assert isinstance(few, BroadenedDos)
+    assert isinstance(many, BroadenedDos)
+    ratio = float(few.total_error[0, 0] / many.total_error[0, 0])
+    low, high = np.sqrt(chi2.ppf([1e-4, 1 - 1e-4], 63) / 63)
+    assert 0.9 * low < ratio / 4 < 1.1 * high
+
+
+@pytest.mark.parametrize("kernel", ["lorentzian", "quartic"])
+def test_kernels_are_normalised_and_half_as_high_at_their_width(kernel):
+    x = np.linspace(-1000, 1000, 2_000_001)
+    tail = 2 / (np.pi * 1000) * 0.3 if kernel == "lorentzian" else 0.0
+    assert kernel_values(kernel, x, 0.3).sum() * 1e-3 == pytest.approx(1 - tail, abs=1e-6)
+    assert kernel_values(kernel, 0.3, 0.3) == pytest.approx(kernel_values(kernel, 0.0, 0.3) / 2)
+    closed = {"lorentzian": 1 / np.pi / (1 + 4.0), "quartic": np.sqrt(2) / np.pi / (1 + 16.0)}[kernel]
+    assert kernel_values(kernel, 0.6, 0.3) == pytest.approx(closed / 0.3)
+
+
+@pytest.mark.parametrize("per_width", [1, 2])
+def test_neighbours_on_the_grid_share_poles(case, per_width):
+    runner, _ = case
+    said: list[str] = []
+    grid = shared_grid(-8, -7.5, WIDTH, per_width=per_width)
+    found = broadened_dos(runner, K[0], grid, width_ev=WIDTH, say=said.append)
+    assert isinstance(found, BroadenedDos)
+    channels = runner.pencil.n_channels
+    assert found.n_factors == (len(grid) + 2 * per_width) * channels
+    assert said == [f"{found.n_factors} complex factorisations for {len(grid)} energies at 1 k"]
+
+
+def test_shards_leave_results_that_a_later_call_collects(case, tmp_path, monkeypatch):
+    runner, _ = case
+    alone = broadened_dos(runner, K, GRID[:4], width_ev=WIDTH, n_vectors=2)
+    for index in range(3):
+        part = Runner(runner.pencil, keep=runner.keep, folder=tmp_path / "dos")
+        assert broadened_dos(part, K, GRID[:4], width_ev=WIDTH, n_vectors=2, shard=Shard(index, 3)) is None
+    monkeypatch.setattr("postprocess.solvers.broadened._analysis", None)
+    whole = Runner(runner.pencil, keep=runner.keep, folder=tmp_path / "dos")
+    together = broadened_dos(whole, K, GRID[:4], width_ev=WIDTH, n_vectors=2)
+    assert isinstance(alone, BroadenedDos)
+    assert isinstance(together, BroadenedDos)
+    assert np.array_equal(alone.projected, together.projected)
+    assert np.array_equal(alone.spin_error, together.spin_error)
+
+
+def test_what_makes_no_sense_is_refused(case):
+    runner, _ = case
+    for options, text in (
+        ({"width_ev": 0.0}, "width 0"),
+        ({"width_ev": 0.1, "n_vectors": 1}, "1 random vectors"),
+        ({"width_ev": float("nan")}, "width nan"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            broadened_dos(runner, K, GRID, **options)
+    with pytest.raises(ConfigError, match="0 energies"):
+        broadened_dos(runner, K, [], width_ev=0.1)
+    with pytest.raises(ConfigError, match="lower end first"):
+        shared_grid(1, 0, 0.1)
