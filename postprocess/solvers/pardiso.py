@@ -199,8 +199,12 @@ class _Handle:
     def solve(self, phase: int, values: ComplexArray, b: ComplexArray) -> ComplexArray:
         """Solutions for right-hand sides b (m, dim), one in each row."""
         x = np.empty_like(b)
-        _call(self._routine, self._pt, self.iparm, self.dim, phase, values, self.indptr, self.indices, len(b), b, x)
+        self._do(phase, values, b, x)
         return x
+
+    def _do(self, phase: int, values: ComplexArray, b: ComplexArray, x: ComplexArray) -> None:
+        pattern = self.indptr, self.indices
+        _call(self._routine, self._pt, self.iparm, self.dim, phase, values, *pattern, len(b), b, x)
 
 
 def _call(

@@ -175,6 +175,17 @@ class SparsePencil:
         )
         return new
 
+    @property
+    def overlap(self) -> SparsePencil:
+        """S in the place of H, spin not counted."""
+        new = SparsePencil.__new__(SparsePencil)
+        new._set_spin(1)
+        new.atom_offsets = self.atom_offsets // (2 if self.spinor else 1)
+        new.atom_graph = self.atom_graph
+        new.indptr, new.indices = new.s_indptr, new.s_indices = self.s_indptr, self.s_indices
+        new._h = new._s = self._s
+        return new
+
     def at(self, k_frac: ArrayLike, channel: int = 0) -> BlochPencil:
         """The pencil at one k_frac (3,), in fractions of the reciprocal vectors."""
         k = np.asarray(k_frac, dtype=np.float64)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hamnet.errors import SolverError
 
 from .factor import Analysis, CertifiedFactor, SingularFactorError, certified_factor
-from .lanczos import states_near
+from .lanczos import rayleigh_ritz, states_near
 from .pencil import BlochPencil
 
 __all__ = ["Window", "count_below", "factor_off_states", "nearest_window", "solve_window"]
@@ -77,7 +77,7 @@ def factor_off_states(
     if factor is None:
         raise SolverError(f"a singular matrix at {energy_ev:.6f} eV and beside it", expected="a regular pencil (H, S)")
     raise SolverError(
-        f"no certain count of states at {energy_ev:.6f} eV or up to {abs(factor.sigma_ev - energy_ev):.2g} eV beside it "
+        f"no certain count of states at {energy_ev:.6f} eV or {abs(factor.sigma_ev - energy_ev):.2g} eV beside it "
         f"(nearest state {factor.inertia.nearest_ev:.2g} eV off, error {factor.inertia.backward_error_ev:.2g} eV)",
         expected="a spacing of states above the error of the factorisation",
         remedy="take another energy, or check that the overlap is positive definite",
@@ -160,7 +160,7 @@ def _searched(
 ) -> Window:
     """The window between two energies with known counts below them."""
     n_solves = 0
-    energies, vectors = [np.zeros(0)], [np.zeros((at.dim, 0), np.complex128)]
+    vectors = [np.zeros((at.dim, 0), np.complex128)]
     open_intervals = [(lower, upper)]
     while open_intervals:
         (low, below), (high, above) = open_intervals.pop()
@@ -183,15 +183,13 @@ def _searched(
             found = states_near(middle, wanted, window_ev=(low, high), tolerance_ev=tolerance_ev)
             n_solves += found.n_solves
             if found.complete:
-                energies.append(found.energies_ev)
                 vectors.append(found.vectors)
                 continue
         half = (middle.sigma_ev, middle.inertia.negative)
         del middle
         open_intervals += [(half, (high, above)), ((low, below), half)]
-    levels, states = np.concatenate(energies), np.concatenate(vectors, axis=1)
-    order = np.argsort(levels)
-    levels, states = levels[order], states[:, order]
+    # States of neighbouring shifts are orthogonal only as far as they have converged.
+    levels, states = rayleigh_ritz(at, np.concatenate(vectors, axis=1))
     residual = _residual(at, levels, states)
     return Window(at.k_frac, at.channel, lower[0], upper[0], levels, states, lower[1], residual, n_factors, n_solves)
 

@@ -122,7 +122,7 @@ def test_numbers_that_are_none_are_refused(at, backend):
         backend(at.pencil).factor(data)
 
 
-# -- order of elimination ------------------------------------------------------------------------------------------------
+# -- order of elimination ----------------------------------------------------------------------------------------------
 
 
 def test_dissection_cuts_into_parts_without_a_bond_between_them(superlattice):
@@ -166,7 +166,7 @@ def test_fill_of_a_chain_and_of_a_star():
     assert fill_of_order(star, weights, minimum_degree(star))[0] == 9
 
 
-# -- choice --------------------------------------------------------------------------------------------------------------
+# -- choice ------------------------------------------------------------------------------------------------------------
 
 
 def test_small_cells_are_dense_and_large_ones_sparse(superlattice, monkeypatch):
@@ -201,7 +201,7 @@ def test_too_little_memory_is_named_with_numbers_and_what_would_fit(superlattice
     with pytest.raises(SolverError, match=r"928 orbitals need about .* GB with superlu; expected at most") as raised:
         choose(pencil, "superlu", memory_limit_bytes=limit)
     assert "multifrontal" in raised.value.remedy
-    with pytest.raises(SolverError, match="take a smaller cell|Take a smaller cell"):
+    with pytest.raises(SolverError, match=r"[Tt]ake a smaller cell"):
         choose(pencil, memory_limit_bytes=1e6)
     assert choose(pencil, memory_limit_bytes=limit).backend in ("mkl", "multifrontal")
 

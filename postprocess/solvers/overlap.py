@@ -1,0 +1,33 @@
+"""Whether S(k) is positive definite: on this all counts of states rest (Sylvester's law holds for H − σS with S > 0)."""
+
+from __future__ import annotations
+
+from hamnet.errors import SolverError
+
+from .backends import analyse
+from .factor import SingularFactorError
+from .pencil import BlochPencil, SparsePencil
+
+__all__ = ["OverlapCheck"]
+
+
+class OverlapCheck:
+    """Counts the negative eigenvalues of S(k). With spin S is half as large as H: an eighth of a factorisation."""
+
+    def __init__(self, pencil: SparsePencil, backend: str = "auto") -> None:
+        self._analysis = analyse(pencil.overlap, backend)
+
+    def require_positive(self, at: BlochPencil) -> None:
+        """Raises :class:`SolverError` with the number of negative eigenvalues of S(k), if there are any."""
+        try:
+            negative = self._analysis.factor(at.s_data).negative
+        except SingularFactorError as error:
+            raise SolverError("a singular overlap", expected=_EXPECTED, remedy=_REMEDY) from error
+        if negative:
+            place = ", ".join(f"{x:g}" for x in at.k_frac)
+            text = f"an overlap with {negative} negative eigenvalue{'s' * (negative > 1)} at k = ({place})"
+            raise SolverError(text, expected=_EXPECTED, remedy=_REMEDY)
+
+
+_EXPECTED = "a positive definite overlap"
+_REMEDY = "check that structure, basis and overlap belong together, and that no atom occurs twice"
