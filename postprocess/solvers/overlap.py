@@ -1,4 +1,4 @@
-"""Whether S(k) is positive definite: on this all counts of states rest (Sylvester's law holds for H − σS with S > 0)."""
+"""Whether S(k) is positive definite: all counts of states rest on it (Sylvester's law for H − σS with S > 0)."""
 
 from __future__ import annotations
 
