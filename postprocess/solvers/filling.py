@@ -70,8 +70,29 @@ def sparse_fermi_level(
     low, high = _narrowed(counted, low, high, wanted, _STATES_PER_K * len(places))
     reach = _REACH_KT * BOLTZMANN_EV_PER_K * temperature_k
     states = runner.run([WindowTask(k, channel, low[0] - reach, high[0] + reach) for k, channel in places])  # type: ignore[arg-type]
-    bands = joined(states, pencil.n_channels, pencil.n_spin)
-    return fermi_level(bands, n_electrons, temperature_k=temperature_k), states
+    while True:
+        level = fermi_level(joined(states, pencil.n_channels, pencil.n_spin), n_electrons, temperature_k=temperature_k)
+        wider = [] if level.vbm_ev is None else _without_edge(states, level)
+        if not wider:
+            return level, states
+        # A k at which the gap may be the smallest, and only one of its edges, or none, is in the window.
+        width = high[0] - low[0]
+        low, high = (low[0] - width, low[1]), (high[0] + width, high[1])
+        tasks = [WindowTask(*places[number], low[0], high[0]) for number in wider]  # type: ignore[arg-type]
+        for number, found in zip(wider, runner.run(tasks), strict=True):
+            states[number] = found
+
+
+def _without_edge(states: list[States], level: FermiLevel) -> list[int]:
+    """Numbers of k and channels whose own gap might be smaller than the direct gap that is known."""
+    found = []
+    for number, state in enumerate(states):
+        energies = state.energies_ev
+        below, above = energies[energies < level.energy_ev], energies[energies > level.energy_ev]
+        least = min(above, default=state.high_ev) - max(below, default=state.low_ev)
+        if not (len(below) and len(above)) and least < level.direct_gap_ev:
+            found.append(number)
+    return found
 
 
 def _guess(pencil: SparsePencil, k_frac: tuple, filled: float) -> float:

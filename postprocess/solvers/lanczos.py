@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from hamnet.errors import SolverError
 
 from .factor import CertifiedFactor
+from .pencil import BlochPencil
 
-__all__ = ["RitzStates", "states_near"]
+__all__ = ["RitzStates", "rayleigh_ritz", "states_near"]
 
 ComplexArray = NDArray[np.complex128]
 
@@ -90,22 +91,22 @@ def states_near(
             r = np.concatenate([block.r, np.zeros((more.x.shape[1], block.r.shape[1]), np.complex128)])
             block = _Block(np.concatenate([block.x, more.x], axis=1), np.concatenate([block.sx, more.sx], axis=1), r)
     near = chosen[np.argsort(-np.abs(theta[chosen]))[:count]]
-    return _refined(
-        factor, basis.vectors[:, : basis.size] @ vectors[:, near], errors[near], len(near) == count, n_solves
-    )
+    energies, states = rayleigh_ritz(at, basis.vectors[:, : basis.size] @ vectors[:, near])
+    # Which old state became which new one does not matter: the largest error stands for all of a turned level.
+    bound = np.full(len(energies), errors[near].max(initial=0.0))
+    return RitzStates(energies, states, bound, len(near) == count, n_solves)
 
 
-def _refined(factor: CertifiedFactor, x: ComplexArray, errors: NDArray, complete: bool, n_solves: int) -> RitzStates:
-    """Rayleigh–Ritz with H and S themselves: energies to second order in what is left of the residual."""
-    at = factor.at
-    hx, sx = at.h @ x, at.apply_s(x)
-    h, s = x.conj().T @ hx, x.conj().T @ sx
+def rayleigh_ritz(at: BlochPencil, x: ComplexArray) -> tuple[NDArray[np.float64], ComplexArray]:
+    """Energies (n,) and vectors (dim, n) of H and S in the span of x (dim, n).
+
+    Energies are exact to second order in what x lacks, vectors orthonormal in S to rounding.
+    """
+    h, s = x.conj().T @ (at.h @ x), x.conj().T @ at.apply_s(x)
     values, vectors = np.linalg.eigh(s)
     half = vectors / np.sqrt(values)
     energies, turn = np.linalg.eigh(half.conj().T @ h @ half)
-    # Which old state became which new one does not matter: the largest error stands for all of a turned level.
-    bound = np.full(len(energies), errors.max(initial=0.0))
-    return RitzStates(energies, x @ (half @ turn), bound, complete, n_solves)
+    return energies, x @ (half @ turn)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
