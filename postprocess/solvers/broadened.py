@@ -1,4 +1,4 @@
-"""Density of states of cells too large for all their states: from resolvents at complex energies.
+"""Density of states of cells too large for all their states: from resolvents, or from polynomials of S⁻¹H.
 
 A broadened density D(E) = Σ_n B(E − E_n) is a sum over few poles, B(x) ∝ Re Σ_j p_j/(E + γp_j − E_n), hence of traces
 of S G(z) at z = E + γp_j. Kernels: Lorentzian, p = i; quartic, B = √2/πγ · 1/(1 + (x/γ)⁴) with p = e^{iπ/4}, e^{3iπ/4},
@@ -10,23 +10,29 @@ phases (Hutchinson, Commun. Stat. Simul. Comput. 18, 1059 (1989); Iitaka and Ebi
 Its scatter falls as the root of the number of vectors times that of the states within the width: the larger the cell,
 the fewer vectors. The scatter between vectors is the error that is reported. Restricted to orbitals, both are Mulliken
 projections.
+
+A Gaussian has no poles. It is expanded in Chebyshev polynomials (:mod:`.chebyshev`), with random vectors: cheaper where
+the window is wide.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
+import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
 from hamnet.errors import ConfigError
 from hamnet.structure import frozen
 
+from .chebyshev import ChebyshevTask, chebyshev_steps, spectrum_ends
 from .factor import Analysis
 from .pencil import BlochPencil, SparsePencil
+from .random_phases import group_sums, random_phases
 from .resolvent import ResolventAnalysis, transposed_places
 from .states import Keep
 from .tasks import Runner, Shard
@@ -34,20 +40,27 @@ from .tasks import Runner, Shard
 __all__ = ["BroadenedDos", "Kernel", "ResolventTask", "broadened_dos", "kernel_values", "shared_grid"]
 
 ComplexArray = NDArray[np.complex128]
-Kernel = Literal["lorentzian", "quartic"]
+Kernel = Literal["gaussian", "lorentzian", "quartic"]
+_VECTORS_AT_ONCE = 8
 
-_POLES: dict[Kernel, tuple[complex, ...]] = {
+_POLES: dict[str, tuple[complex, ...]] = {
     "lorentzian": (1j,),
     "quartic": (complex(np.exp(0.25j * np.pi)), complex(np.exp(0.75j * np.pi))),
 }
 # B = scale · Re Σ_j p_j / (x + γ p_j), x = E − E_n.
-_SCALE: dict[Kernel, float] = {"lorentzian": 1 / np.pi, "quartic": 1 / (np.sqrt(2) * np.pi)}
+_SCALE: dict[str, float] = {"lorentzian": 1 / np.pi, "quartic": 1 / (np.sqrt(2) * np.pi)}
 # Energies that differ by less are the same pole.
 _SAME_EV = 1e-9
 
 
 def kernel_values(kernel: Kernel, x_ev: ArrayLike, width_ev: float) -> NDArray[np.float64]:
-    """B(x) in 1/eV; `width_ev` is half its width at half its height, the integral is 1."""
+    """B(x) in 1/eV, of integral 1.
+
+    width_ev : the standard deviation of a Gaussian, half the width at half the height of the others.
+    """
+    if kernel == "gaussian":
+        x = np.asarray(x_ev, np.float64) / width_ev
+        return np.exp(-0.5 * x**2) / (np.sqrt(2 * np.pi) * width_ev)
     x = np.asarray(x_ev, np.float64)[..., None]
     poles = np.array(_POLES[kernel])
     return _SCALE[kernel] * (poles / (x + width_ev * poles)).real.sum(axis=-1)
@@ -77,8 +90,8 @@ class BroadenedDos:
     projected, projected_error : (n_groups, n_channels, n_e) Mulliken; they add up to the total.
     spin, spin_error : (n_groups, n_channels, n_e, 3) Σ_n B(E − E_n) ⟨σ⟩ on the group, μ_B/eV. Along z and of the sign
         of the channel for collinear Hamiltonians, 0 without spin.
-    kernel, width_ev : half the width at half the height.
-    n_vectors : for each k and channel, 0 for the exact trace. n_factors : factorisations.
+    kernel, width_ev : see :func:`kernel_values`.
+    n_vectors : for each k and channel, 0 for the exact trace. n_factors : factorisations at complex energies.
     """
 
     energies_ev: NDArray[np.float64]
@@ -134,31 +147,23 @@ class ResolventTask:
     def run(self, pencil: SparsePencil, analysis: Analysis, keep: Keep) -> ComplexArray:
         at = pencil.at(self.k_frac, self.channel)
         resolvent = _analysis(pencil).factor(at, complex(self.real_ev, self.imaginary_ev))
-        groups = np.ones((pencil.n_orbitals, 1)) if keep.membership is None else keep.membership
+        membership = np.ones((pencil.n_orbitals, 1)) if keep.membership is None else keep.membership
+        groups, n_spin = scipy.sparse.csr_matrix(membership.T), 2 if pencil.spinor else 1
         if self.n_vectors == 0:
-            return _summed(orbital_elements(at, resolvent.elements())[None], groups)
-        v = _random_phases(self, pencil.dim)
+            matrices = orbital_elements(at, resolvent.elements())
+            summed = np.asarray(groups @ matrices.reshape(pencil.n_orbitals, -1))
+            return summed.reshape(1, -1, n_spin, n_spin)
+        v = random_phases(self.seed, self.k_frac, self.channel, 0, (pencil.dim, self.n_vectors))
         y = resolvent.solve(v)
-        spins = (pencil.n_orbitals, -1, self.n_vectors)
-        v, y, sv, sy = (x.reshape(spins) for x in (v, y, at.apply_s(v), at.apply_s(y)))
-        s_g, g_s = (np.einsum("axm,aym->maxy", a, b.conj()) for a, b in ((sy, v), (y, sv)))
-        return _summed((s_g + g_s) / 2, groups)
-
-
-def _summed(by_orbital: ComplexArray, groups: NDArray[np.float64]) -> ComplexArray:
-    return np.einsum("maxy,ag->mgxy", by_orbital, groups)
+        s_g = group_sums(at.apply_s(y), v, groups, n_spin)
+        g_s = group_sums(y, at.apply_s(v), groups, n_spin)
+        return (s_g + g_s) / 2
 
 
 @lru_cache(maxsize=1)
 def _analysis(pencil: SparsePencil) -> ResolventAnalysis:
     """The same for all tasks of a pencil."""
     return ResolventAnalysis(pencil)
-
-
-def _random_phases(task: ResolventTask, dim: int) -> ComplexArray:
-    places = [round(k * 2**32) % 2**32 for k in task.k_frac]
-    rng = np.random.default_rng([task.seed, task.channel, *places])
-    return np.exp(2j * np.pi * rng.random((dim, task.n_vectors)))
 
 
 def orbital_elements(at: BlochPencil, data: ComplexArray) -> ComplexArray:
@@ -198,9 +203,9 @@ def broadened_dos(
 
     Parameters
     ----------
-    energies_ev : best of :func:`shared_grid`; any other takes a factorisation for every pole of every energy.
-    n_vectors : random vectors for each k and channel, 2 or more; 0: the exact trace, about the price of a second and
-        third factorisation.
+    energies_ev : with poles best those of :func:`shared_grid`; any others take a factorisation for each pole of each.
+    n_vectors : random vectors for each k and channel, 2 or more; 0: the exact trace, about the price of a second
+        factorisation. A Gaussian has none.
     shard : do this part of the tasks and return None: of a runner with a folder a later call collects all.
     say : told the number of factorisations before they begin.
 
@@ -215,25 +220,42 @@ def broadened_dos(
         raise ConfigError(
             f"{n_vectors} random vectors", expected="2 or more, whose scatter is the error, or 0 for the exact trace"
         )
-    pencil, poles = runner.pencil, _poles(grid, kernel, width_ev)
+    if n_vectors == 0 and kernel == "gaussian":
+        raise ConfigError(
+            "the exact trace of a Gaussian", expected="2 random vectors or more", remedy="take the quartic kernel"
+        )
     points = [(a, b, c) for a, b, c in np.atleast_2d(np.asarray(k_frac, np.float64)).tolist()]
-    tasks = [
-        ResolventTask(k, channel, z.real, z.imag, n_vectors, seed)
-        for k in points
-        for channel in range(pencil.n_channels)
-        for z in poles.energies.tolist()
-    ]
+    places = [(k, channel) for k in points for channel in range(runner.pencil.n_channels)]
+    poles = None if kernel == "gaussian" else _poles(grid, kernel, width_ev)
+    tasks: list[ChebyshevTask] | list[ResolventTask]
+    if poles is None:
+        batches = np.diff(np.append(np.arange(0, n_vectors, _VECTORS_AT_ONCE), n_vectors)).tolist()
+        energies = tuple(grid.tolist())
+        tasks = [
+            ChebyshevTask(*place, energies, width_ev, size, batch, seed)
+            for place in places
+            for batch, size in enumerate(batches)
+        ]
+    else:
+        tasks = [
+            ResolventTask(*place, z.real, z.imag, n_vectors, seed) for place in places for z in poles.energies.tolist()
+        ]
     if say is not None:
-        say(f"{len(tasks)} complex factorisations for {len(grid)} energies at {len(points)} k")
+        say(_cost(runner.pencil, tasks, len(grid), points, width_ev))
     results = runner.run(tasks, shard=shard, on_progress=on_progress)
     if shard is not None:
         return None
-    traces = np.stack(results)
-    # (n_k, n_channels, n_poles, n_samples, n_groups, s, s)
-    traces = traces.reshape(len(points), pencil.n_channels, len(poles.energies), *traces.shape[1:])
-    kernels = np.einsum("kcepmgxy,p->kcemgxy", traces[:, :, poles.index], poles.weights)
+    # (n_k, n_channels, n_e, n_samples, n_groups, s, s)
+    each, n_tasks = (len(points), runner.pencil.n_channels), len(tasks) // len(places)
+    if poles is None:
+        parts = [np.concatenate(results[n : n + n_tasks], axis=1) for n in range(0, len(tasks), n_tasks)]
+        kernels = np.stack(parts).reshape(*each, *parts[0].shape)
+    else:
+        traces = np.stack(results)
+        traces = traces.reshape(*each, n_tasks, *traces.shape[1:])
+        kernels = np.einsum("kcepmgxy,p->kcemgxy", traces[:, :, poles.index], poles.weights)
     # (n_k, n_channels, n_e, n_samples, n_groups, 4)
-    density = pencil.electrons_per_state * _spin_components(kernels, pencil.n_spin)
+    density = runner.pencil.electrons_per_state * _spin_components(kernels, runner.pencil.n_spin)
     mean, error = _estimate(density)
     total, total_error = _estimate(density[..., 0].sum(axis=-1))
     order = (2, 0, 1)  # groups, channels, energies
@@ -248,8 +270,22 @@ def broadened_dos(
         kernel,
         width_ev,
         n_vectors,
-        len(tasks),
+        0 if poles is None else len(tasks),
     )
+
+
+def _cost(
+    pencil: SparsePencil,
+    tasks: Sequence[ChebyshevTask | ResolventTask],
+    n_energies: int,
+    points: Sequence[tuple[float, float, float]],
+    width_ev: float,
+) -> str:
+    where = f"for {n_energies} energies at {len(points)} k"
+    if isinstance(tasks[0], ResolventTask):
+        return f"{len(tasks)} complex factorisations {where}"
+    steps = chebyshev_steps(spectrum_ends(pencil.at(points[0])).half_ev, width_ev)
+    return f"{len(tasks)} expansions of {steps} products with H {where}"
 
 
 def _spin_components(matrices: ComplexArray, n_spin: int) -> NDArray[np.float64]:
