@@ -24,8 +24,8 @@ ComplexArray = NDArray[np.complex128]
 
 _BLOCK = 8
 _LARGEST_BASIS_STEPS = 400
-# Directions whose S-norm fell by this much hold rounding only.
-_DEPENDENT = 1e-10
+# Directions whose squared S-norm fell by this much hold rounding only; with norms down by this, S is applied anew.
+_DEPENDENT, _ALMOST_DEPENDENT = 1e-10, 1e-3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,16 +154,15 @@ class _Basis:
         v, sv = self.vectors[:, : self.size], self.s_vectors[:, : self.size]
         total = np.zeros((self.size, x.shape[1]), np.complex128)
         for _ in range(2):
-            part = sv.conj().T @ x
+            part = (x.conj().T @ sv).conj().T
             x = x - v @ part
             total += part
         return x, total
 
     def orthonormal(self, x: ComplexArray) -> _Block:
         """Orthonormal vectors of the span of x, which is orthogonal to the basis already."""
-        r = np.eye(x.shape[1], dtype=np.complex128)
+        r, sx = np.eye(x.shape[1], dtype=np.complex128), self._at.apply_s(x)
         for _ in range(2):
-            sx = self._at.apply_s(x)
             values, vectors = np.linalg.eigh(x.conj().T @ sx)
             largest = float(values.max(initial=0.0))
             if not np.isfinite(values).all() or values.min(initial=0.0) < -1e-6 * largest:
@@ -177,6 +176,9 @@ class _Basis:
             r = (vectors[:, kept] * root).conj().T @ r
             turn = vectors[:, kept] / root
             x, sx = x @ turn, sx @ turn
+            if root.min(initial=np.inf) < _ALMOST_DEPENDENT * np.sqrt(largest):
+                # Rounding grew by as much as the vectors were stretched.
+                sx = self._at.apply_s(x)
         return _Block(x, sx, r)
 
     def random(self, rng: np.random.Generator, n: int, beside: _Block | None = None) -> _Block:
