@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from .blocks import BlockOperator
-from .eigen import Eigenstates, eigenstates
+from .eigen import eigenstates
 from .errors import HamnetError, SolverError
 from .occupations import chemical_potential, occupations
 from .structure import frozen
@@ -32,6 +32,7 @@ __all__ = [
     "NormalResidual",
     "computed_moments",
     "moment_residual",
+    "spin_populations",
     "unusual_atoms",
 ]
 
@@ -128,9 +129,19 @@ def computed_moments(
         raise HamnetError("a Hamiltonian without spin", expected="one that can have moments")
     atom = torch.from_numpy(np.repeat(np.arange(hamiltonian.pairs.n_atoms), np.diff(hamiltonian.orbital_offsets)))
     energies, populations = [], []
+    # ↑ and ↓ of the two channels of a collinear Hamiltonian.
+    sign = torch.tensor([1.0, -1.0], dtype=torch.float64)[:, None, None]
     for states in eigenstates(hamiltonian, overlap, k_frac):
         energies.append(states.energies.cpu().numpy())
-        populations.append(_populations(states, hamiltonian.n_spin, atom).cpu().numpy())
+        found = spin_populations(
+            states.vectors,
+            states.overlap @ states.vectors,
+            atom,
+            hamiltonian.pairs.n_atoms,
+            spinor=hamiltonian.n_spin == 4,
+            sign=sign.to(states.energies),
+        )
+        populations.append(found.cpu().numpy())
     levels = np.concatenate(energies)  # (n_k, n_channel, n)
     n_states = levels[0].size
     if not 0 < n_electrons < n_states:
@@ -141,23 +152,30 @@ def computed_moments(
     return ComputedMoments(frozen(summed[:, 1:], np.float64), frozen(summed[:, 0], np.float64), mu)
 
 
-def _populations(states: Eigenstates, n_spin: int, atom: Tensor) -> Tensor:
-    """(n_k, n_channel, n, n_atoms, 4): electrons and spin x, y, z of each state by atom; `atom` of each orbital."""
-    along = states.overlap @ states.vectors
-    if n_spin == 2:
-        electrons = (states.vectors.conj() * along).real
+def spin_populations(
+    vectors: Tensor, along: Tensor, atom: Tensor, n_atoms: int, *, spinor: bool, sign: Tensor | float = 0.0
+) -> Tensor:
+    """(..., n, n_atoms, 4) Mulliken electrons and spin x, y, z of states on atoms.
+
+    Parameters
+    ----------
+    vectors, along : (..., dim, n) c and S c, spin fast where they are spinors. atom : (n_orbitals,) of each orbital.
+    sign : of the spin z of states that are no spinors: 1 for ↑, −1 for ↓; broadcast against (..., n_orbitals, n).
+    """
+    if not spinor:
+        electrons = (vectors.conj() * along).real
         zero = torch.zeros_like(electrons)
-        sign = torch.tensor([1.0, -1.0], dtype=electrons.dtype, device=electrons.device)[:, None, None]
         by_orbital = torch.stack([electrons, zero, zero, sign * electrons], dim=-1)
     else:
-        up, down = states.vectors[..., 0::2, :].conj(), states.vectors[..., 1::2, :].conj()
+        up, down = vectors[..., 0::2, :].conj(), vectors[..., 1::2, :].conj()
         s_up, s_down = along[..., 0::2, :], along[..., 1::2, :]
         z, flip, flop = up * s_up, up * s_down, down * s_up
         w = down * s_down
         by_orbital = torch.stack([(z + w).real, (flip + flop).real, (flip - flop).imag, (z - w).real], dim=-1)
-    shape = (*by_orbital.shape[:2], int(atom.max()) + 1, *by_orbital.shape[3:])
-    summed = by_orbital.new_zeros(shape).index_add(2, atom.to(by_orbital.device), by_orbital)
-    return summed.transpose(2, 3)
+    axis = by_orbital.dim() - 3
+    shape = (*by_orbital.shape[:axis], n_atoms, *by_orbital.shape[axis + 1 :])
+    summed = by_orbital.new_zeros(shape).index_add(axis, atom.to(by_orbital.device), by_orbital)
+    return summed.transpose(axis, axis + 1)
 
 
 def moment_residual(
