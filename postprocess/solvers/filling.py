@@ -18,8 +18,8 @@ from .tasks import CountTask, Runner, WindowTask
 
 __all__ = ["sparse_fermi_level"]
 
-# Bisection ends when so many states per k are left: a window of them costs less than to halve their number.
-_STATES_PER_K = 12
+# Bisection ends when so many states per k are left: one shift finds them all.
+_STATES_PER_K = 40
 # A first bracket about a level that someone named, and about one that is only guessed, in eV.
 _NEAR_EV, _FAR_EV = 0.5, 2.0
 # Occupations farther from μ than so many kT are 1 or 0 to 1e-9.
