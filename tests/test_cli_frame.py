@@ -15,7 +15,7 @@ from hamnet.cli import main as frame
 from hamnet.cli.main import main
 from hamnet.errors import HamnetError, ReaderError
 
-VERBS = ("check", "preprocess", "train", "evaluate", "texture", "predict", "bands", "dos", "unfold")
+VERBS = ("check", "preprocess", "train", "evaluate", "texture", "predict", "solve", "fermi", "bands", "dos", "unfold")
 
 
 @pytest.fixture

@@ -24,10 +24,10 @@ TABLE = {
     ),
     "hamnet.cli": (
         {"hamnet", "hamnet.cli", "hamnet.models", "hamnet.predict", "hamnet.training", "postprocess", "preprocessing"},
-        ARRAYS | {"ase", "distributed", "rich"},
+        ARRAYS | {"ase", "distributed", "mpi4py", "rich"},
     ),
     "preprocessing": ({"hamnet", "preprocessing"}, ARRAYS | {"ase", "h5py", "zstandard"}),
-    "postprocess": ({"hamnet", "postprocess"}, ARRAYS | {"ase", "matplotlib"}),
+    "postprocess": ({"hamnet", "postprocess"}, ARRAYS | {"ase", "h5py", "matplotlib"}),
 }
 SLOW = {"torch", "lightning", "matplotlib", "torch_geometric", "sisl", "e3nn", "scipy", "h5py", "ase", "netCDF4"}
 
@@ -115,7 +115,7 @@ def test_every_dependency_is_imported_and_explained():
         for module, path in MODULES.items()
         for name in _imports(path.read_text(), module, is_package=path.name == "__init__.py")
     }
-    ours = {"hamnet", "preprocessing", "postprocess", "distributed"}  # the last one is optional: hamnet[dask]
+    ours = {"hamnet", "preprocessing", "postprocess", "distributed", "mpi4py"}  # the last two are optional
     assert required == (imported - set(sys.stdlib_module_names) - ours) | {"tensorboard"}
     text = (ROOT / "docs" / "dependencies.md").read_text()
     rows = {line.split("|")[1].strip().strip("`") for line in text.splitlines() if line.startswith("| `")}
