@@ -92,7 +92,8 @@ def _with_bar(values: Sequence[float | None]) -> str:
     found = spread(values)
     if found is None:
         return "–"
-    return _number(found[0]) + ("" if np.isnan(found[1]) else f" ± {found[1]:.1g}")
+    bar = np.format_float_positional(found[1], precision=1, fractional=False, trim="-")
+    return _number(found[0]) + ("" if np.isnan(found[1]) else f" ± {bar}")
 
 
 def grouped(results: Sequence[Mapping[str, Any]], key: str) -> dict[Any, list[Mapping[str, Any]]]:

@@ -240,6 +240,7 @@ def test_a_learning_curve_has_means_and_standard_deviations_over_the_seeds(accur
     results = [_result("curve", f"n{n:02d}", n, seed, (1 + seed) / n) for n in (3, 12) for seed in (0, 1, 2)]
     lines = [line for line in accuracy.tables(results).splitlines() if line.startswith("| 3 ")]
     assert lines[0].split(" | ")[1] == "0.667 ± 0.3"
+    assert lines[0].split(" | ")[6] == "6.67 ± 3"
     assert lines[0].split(" | ")[7:] == ["–", "2400", "700", "3 |"]
     accuracy.curve_figure(results, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 0
