@@ -18,7 +18,7 @@ import torch
 from hamnet.errors import SolverError
 
 from .dense import Dense
-from .dissection import fill_of_order, minimum_degree
+from .dissection import best_order, fill_of_order
 from .factor import Analysis
 from .multifrontal import Multifrontal
 from .pardiso import Pardiso, mkl_library
@@ -59,7 +59,7 @@ class _Cost:
 
 _COSTS = {
     "mkl": _Cost(1.0, 1.0, 0.65, 20.0, 1.3),
-    "multifrontal": _Cost(1.3, 1.2, 0.55, 16.0, 1.6),
+    "multifrontal": _Cost(1.05, 1.06, 0.6, 16.0, 2.2),
     "superlu": _Cost(2.0, 2.0, 0.45, 20.0, 2.2),
 }
 _DENSE_SPEED = 0.5
@@ -156,7 +156,7 @@ def estimates(pencil: SparsePencil, *, flops_per_s: float | None = None) -> dict
     rate = _product_speed() if flops_per_s is None else flops_per_s
     dim = pencil.dim
     sizes = np.diff(pencil.atom_offsets)
-    entries, flops = fill_of_order(pencil.atom_graph, sizes, minimum_degree(pencil.atom_graph))
+    entries, flops = fill_of_order(pencil.atom_graph, sizes, best_order(pencil.atom_graph, sizes))
     # H, S and H − σS at one k beside the sums over the home cell; vectors of the window.
     shared = pencil.memory_bytes + 40.0 * pencil.nnz + 16.0 * _WINDOW_VECTORS * dim
     per_step = 8 * 8 * dim * _WINDOW_VECTORS  # orthogonalisation against half of them on average, twice, both ways

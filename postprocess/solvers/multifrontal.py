@@ -4,7 +4,8 @@ A = L D L† with block pivots. Each node of the elimination tree has a dense fr
 elimination touches. A front is the sum of the entries of A in its own rows and of what its children pass on (Duff and
 Reid, ACM Trans. Math. Softw. 9, 302 (1983)). Its own rows are eliminated in small blocks, each diagonalised: the
 inverse of a block comes from its eigenvalues, and by Sylvester's law the negative ones of all blocks together are the
-negative eigenvalues of A, exactly. Pivots are not exchanged between blocks, so solutions want a step of refinement.
+negative eigenvalues of A, exactly. Rows are not exchanged; a block that is almost singular takes in the next one.
+Solutions may still want a step of refinement.
 
 Half the operations of an LU factorisation, all of them matrix products, and half the memory.
 """
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .dissection import Tree, nested_dissection
+from .dissection import Tree, elimination_tree
 from .factor import FactorStats, require_numbers
 from .pencil import SparsePencil
 
@@ -38,8 +39,10 @@ ComplexArray = NDArray[np.complex128]
 
 # Rows of one block pivot: large enough for matrix products, small against a front.
 PIVOT_ROWS = 64
-# Rows of the Schur complement that are computed together: only what lies right of the diagonal is.
+# Rows whose pivots act on the rest together; rows of the rest that are computed together, right of the diagonal only.
 PANEL_ROWS = 384
+# Pivots with eigenvalues smaller than this share of the largest would amplify rounding.
+_SMALL_PIVOT = 1e-5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +71,7 @@ class Multifrontal:
 
     def __init__(self, pencil: SparsePencil, device: torch.device | str = "cpu") -> None:
         sizes = np.diff(pencil.atom_offsets)
-        tree = nested_dissection(pencil.atom_graph, sizes)
+        tree = elimination_tree(pencil.atom_graph, sizes)
         self.dim, self.device = pencil.dim, torch.device(device)
         self.fronts = symbolic_fronts(pencil, tree, self.device)
         own = np.array([front.n_own for front in self.fronts], float)
@@ -76,7 +79,7 @@ class Multifrontal:
         # Complex products, of a symmetric half: 4 real operations for each of n₁³/3 + n₁² n₂ + n₁ n₂².
         self.flops = float(4 * (own**3 / 3 + own**2 * rest + own * rest**2).sum())
         self.entries = int((own * (own + 1) / 2 + own * rest).sum())
-        self.memory_bytes = 16.0 * (self.entries + stack_peak(tree, own, rest))
+        self.memory_bytes = 16.0 * (self.entries + stack_peak(tree, own * (own + rest) + rest**2, rest))
 
     def factor(self, data: ComplexArray) -> MultifrontalFactor:
         start = time.perf_counter()
@@ -85,20 +88,14 @@ class Multifrontal:
         passed: dict[int, Tensor] = {}
         for node, front in enumerate(self.fronts):
             own, n = front.n_own, len(front.rows)
-            matrix = torch.zeros((n, n), dtype=torch.complex128, device=self.device)
-            matrix.view(-1)[front.target] = torch.from_numpy(data[front.source]).to(self.device)
+            top = torch.zeros((own, n), dtype=torch.complex128, device=self.device)
+            rest = torch.zeros((n - own, n - own), dtype=torch.complex128, device=self.device)
+            top.view(-1)[front.target] = torch.from_numpy(data[front.source]).to(self.device)
             for child, runs in front.children:
-                add_child(matrix, passed.pop(child), runs)
-            pivots = []
-            for first in range(0, own, PIVOT_ROWS):
-                last = min(first + PIVOT_ROWS, own)
-                pivot = _eliminated(matrix[first:last, first:])
-                # Rows of this front first: they are the next pivots.
-                matrix[last:own, last:].addmm_(matrix[first:last, last:own].mH, pivot.upper, alpha=-1)
-                pivots.append(pivot)
+                _add_split(top, rest, passed.pop(child), runs)
+            factors.append(_FrontFactor(front.rows, own, _eliminated(top, rest)))
             if own < n:
-                passed[node] = _schur(matrix, own, torch.cat([pivot.upper[:, own - n :] for pivot in pivots]))
-            factors.append(_FrontFactor(front.rows, own, tuple(pivots)))
+                passed[node] = rest
         pivots = [pivot for factor in factors for pivot in factor.pivots]
         entries = sum(pivot.upper.numel() + pivot.inverse.numel() for pivot in pivots)
         stats = FactorStats(entries, 16 * entries, time.perf_counter() - start)
@@ -107,8 +104,10 @@ class Multifrontal:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pivot:
-    """A block pivot D: its inverse (b, b), its rows of L† right of the diagonal (b, m), its negative eigenvalues."""
+    """A block pivot D: its first row in the front, its inverse (b, b), its rows of L† right of it (b, m), its negative
+    eigenvalues."""
 
+    first: int
     inverse: Tensor
     upper: Tensor
     negative: int
@@ -137,40 +136,61 @@ class MultifrontalFactor:
         x = x.to(self._fronts[0].rows.device)
         for front in self._fronts:
             part = x[:, front.rows]
-            for first, pivot in zip(range(0, front.n_own, PIVOT_ROWS), front.pivots, strict=True):
-                last = first + len(pivot.inverse)
+            for pivot in front.pivots:
+                first, last = pivot.first, pivot.first + len(pivot.inverse)
                 part[:, last:].addmm_(part[:, first:last], pivot.upper, alpha=-1)
             x[:, front.rows] = part
         x = x.conj().resolve_conj()
         for front in reversed(self._fronts):
             part = x[:, front.rows]
-            for first, pivot in zip(range(0, front.n_own, PIVOT_ROWS)[::-1], front.pivots[::-1], strict=True):
-                last = first + len(pivot.inverse)
+            for pivot in reversed(front.pivots):
+                first, last = pivot.first, pivot.first + len(pivot.inverse)
                 part[:, first:last] = part[:, first:last] @ pivot.inverse.mT - part[:, last:] @ pivot.upper.mT
             x[:, front.rows[: front.n_own]] = part[:, : front.n_own]
         return np.ascontiguousarray(x.mT.cpu().numpy()).reshape(b.shape)
 
 
-def _eliminated(rows: Tensor) -> _Pivot:
-    """The block pivot of the first rows (b, b + m) of a matrix of which the upper triangle counts."""
-    size = len(rows)
-    values, vectors = torch.linalg.eigh(rows[:, :size], UPLO="U")
+def _eliminated(top: Tensor, rest: Tensor) -> tuple[_Pivot, ...]:
+    """Eliminate the own rows `top` (own, n) of a front; `rest` (n − own, n − own) becomes what the parent gets.
+
+    Of both only the upper triangle counts: rest ← A₂₂ − A₂₁ A₁₁⁻¹ A₁₂.
+    """
+    own, pivots = len(top), []
+    for start in range(0, own, PANEL_ROWS):
+        end = min(start + PANEL_ROWS, own)
+        panel, first = [], start
+        while first < end:
+            pivot = _pivot(top, first, end)
+            first += len(pivot.inverse)
+            top[first:end, first:].addmm_(top[pivot.first : first, first:end].mH, pivot.upper, alpha=-1)
+            panel.append(pivot)
+        pivots += panel
+        if end == top.shape[1]:
+            break
+        bare, upper = top[start:end, end:], torch.cat([pivot.upper[:, end - top.shape[1] :] for pivot in panel])
+        for matrix, behind in ((top[end:, end:], 0), (rest, own - end)):
+            for row in range(0, len(matrix), PANEL_ROWS):
+                left = bare[:, behind + row : behind + min(row + PANEL_ROWS, len(matrix))]
+                matrix[row : row + PANEL_ROWS, row:].addmm_(left.mH, upper[:, behind + row :], alpha=-1)
+    return tuple(pivots)
+
+
+def _pivot(top: Tensor, first: int, end: int) -> _Pivot:
+    """The block pivot at row `first`: some rows, or more of those before `end` where these are almost singular."""
+    size = min(PIVOT_ROWS, end - first)
+    while True:
+        values, vectors = torch.linalg.eigh(top[first : first + size, first : first + size], UPLO="U")
+        largest = values.abs().max()
+        if first + size == end or values.abs().min() > _SMALL_PIVOT * largest:
+            break
+        size = min(size + PIVOT_ROWS, end - first)
+        # What the elimination of the larger block starts from has not been touched: nothing is undone.
     # A pivot of exactly zero would be an eigenvalue of a leading part: the smallest number in its place is a
     # perturbation below rounding, and shows in the residual.
-    floor = torch.finfo(torch.float64).eps * values.abs().max().clamp(min=1e-300)
+    floor = torch.finfo(torch.float64).eps * largest.clamp(min=1e-300)
     values = torch.where(values.abs() < floor, torch.copysign(floor, values), values)
     inverse = (vectors / values) @ vectors.mH
-    return _Pivot(inverse, inverse @ rows[:, size:], int((values < 0).sum()))
-
-
-def _schur(matrix: Tensor, own: int, upper: Tensor) -> Tensor:
-    """What is left for the parent: A₂₂ − A₂₁ A₁₁⁻¹ A₁₂, the upper triangle; `upper` (own, n − own) rows of L†."""
-    rest = matrix[own:, own:].clone()
-    bare = matrix[:own, own:]
-    for first in range(0, len(rest), PANEL_ROWS):
-        last = min(first + PANEL_ROWS, len(rest))
-        rest[first:last, first:].addmm_(bare[:, first:last].mH, upper[:, first:], alpha=-1)
-    return rest
+    return _Pivot(first, inverse, inverse @ top[first : first + size, first + size :], int((values < 0).sum()))
 
 
 def add_child(matrix: Tensor, part: Tensor, runs: list[tuple[int, int, int]]) -> None:
@@ -181,12 +201,26 @@ def add_child(matrix: Tensor, part: Tensor, runs: list[tuple[int, int, int]]) ->
             target += part[row : row + n_rows, column : column + n_columns]
 
 
-def stack_peak(tree: Tree, own: NDArray, rest: NDArray) -> float:
-    """Largest number of entries of fronts and of what waits for their parents, at any time."""
+def _add_split(top: Tensor, rest: Tensor, part: Tensor, runs: list[tuple[int, int, int]]) -> None:
+    """:func:`add_child` for a front that is kept as its own rows and the square of the others."""
+    own = len(top)
+    split = []
+    for start, to, size in runs:
+        ahead = min(max(own - to, 0), size)
+        split += [run for run in ((start, to, ahead), (start + ahead, to + ahead, size - ahead)) if run[2]]
+    for number, (row, to_row, n_rows) in enumerate(split):
+        target, corner = (top, 0) if to_row < own else (rest, own)
+        for column, to_column, n_columns in split[number:]:
+            i, j = to_row - corner, to_column - corner
+            target[i : i + n_rows, j : j + n_columns] += part[row : row + n_rows, column : column + n_columns]
+
+
+def stack_peak(tree: Tree, fronts: NDArray, rest: NDArray) -> float:
+    """Largest number of entries, at any time, of `fronts` (n_nodes,) and of what waits, (rest, rest), for parents."""
     waiting = peak = 0.0
     children: dict[int, float] = {}
     for node, parent in enumerate(tree.parent.tolist()):
-        peak = max(peak, waiting + (own[node] + rest[node]) ** 2 + rest[node] ** 2)
+        peak = max(peak, waiting + fronts[node])
         waiting += rest[node] ** 2 - children.pop(node, 0.0)
         children[parent] = children.get(parent, 0.0) + rest[node] ** 2
     return peak

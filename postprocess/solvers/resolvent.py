@@ -49,7 +49,8 @@ class ResolventAnalysis:
         own = np.array([front.n_own for front in self._fronts], float)
         rest = np.array([len(front.rows) for front in self._fronts]) - own
         self.flops = float(8 * (own**3 / 3 + own**2 * rest + own * rest**2).sum())
-        self.memory_bytes = 32.0 * float((own * (own + 1) / 2 + own * rest).sum() + stack_peak(tree, own, rest))
+        waiting = stack_peak(tree, (own + rest) ** 2 + rest**2, rest)
+        self.memory_bytes = 32.0 * (float((own * (own + 1) / 2 + own * rest).sum()) + waiting)
 
     def factor(self, at: BlochPencil, energy_ev: complex) -> Resolvent:
         """G(z) of H(k), S(k) at z = `energy_ev`.

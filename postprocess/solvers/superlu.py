@@ -1,7 +1,7 @@
 """SuperLU, which scipy brings along, on the diagonal pivots of a Hermitian matrix.
 
 In the symmetric mode and with the order given, no pivots are exchanged: L U of P A Pᵀ has U = D L†, and the negative
-pivots on the diagonal of U are the negative eigenvalues of A (Sylvester). The order is minimum degree on the graph of
+pivots on the diagonal of U are the negative eigenvalues of A (Sylvester). The order is that of the graph of
 atoms, whose orbitals stay together. Twice the memory and operations of L D L†; pivots are not exchanged, so that
 solutions want a step of refinement.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hamnet.errors import SolverError
 
-from .dissection import fill_of_order, minimum_degree
+from .dissection import best_order, fill_of_order
 from .factor import FactorStats, SingularFactorError, require_numbers
 from .pencil import SparsePencil
 
@@ -41,7 +41,7 @@ class SuperLU:
             )
         self.dim = pencil.dim
         sizes = np.diff(pencil.atom_offsets)
-        atoms = minimum_degree(pencil.atom_graph)
+        atoms = best_order(pencil.atom_graph, sizes)
         entries, flops = fill_of_order(pencil.atom_graph, sizes, atoms)
         # L and U apart, each with a diagonal; the copies from which the pivots are read; twice the operations.
         self.entries, self.flops = 2 * entries, 2.0 * flops
