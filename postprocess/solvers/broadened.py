@@ -37,7 +37,15 @@ from .resolvent import ResolventAnalysis, transposed_places
 from .states import Keep
 from .tasks import Runner, Shard
 
-__all__ = ["BroadenedDos", "Kernel", "ResolventTask", "broadened_dos", "kernel_values", "shared_grid"]
+__all__ = [
+    "BroadenedDos",
+    "Kernel",
+    "ResolventTask",
+    "broadened_dos",
+    "kernel_values",
+    "shared_grid",
+    "spin_components",
+]
 
 ComplexArray = NDArray[np.complex128]
 Kernel = Literal["gaussian", "lorentzian", "quartic"]
@@ -255,7 +263,7 @@ def broadened_dos(
         traces = traces.reshape(*each, n_tasks, *traces.shape[1:])
         kernels = np.einsum("kcepmgxy,p->kcemgxy", traces[:, :, poles.index], poles.weights)
     # (n_k, n_channels, n_e, n_samples, n_groups, 4)
-    density = runner.pencil.electrons_per_state * _spin_components(kernels, runner.pencil.n_spin)
+    density = runner.pencil.electrons_per_state * spin_components(kernels, runner.pencil.n_spin)
     mean, error = _estimate(density)
     total, total_error = _estimate(density[..., 0].sum(axis=-1))
     order = (2, 0, 1)  # groups, channels, energies
@@ -288,7 +296,7 @@ def _cost(
     return f"{len(tasks)} expansions of {steps} products with H {where}"
 
 
-def _spin_components(matrices: ComplexArray, n_spin: int) -> NDArray[np.float64]:
+def spin_components(matrices: ComplexArray, n_spin: int) -> NDArray[np.float64]:
     """(n_k, n_channels, …, 4) electrons and Tr σ_xyz ρ of the Hermitian part ρ of (n_k, n_channels, …, s, s)."""
     result = np.zeros((*matrices.shape[:-2], 4))
     result[..., 0] = np.trace(matrices, axis1=-2, axis2=-1).real

@@ -46,6 +46,14 @@ class Spectrum(NamedTuple):
     centre_ev: float
     half_ev: float
 
+    @property
+    def low_ev(self) -> float:
+        return self.centre_ev - self.half_ev
+
+    @property
+    def high_ev(self) -> float:
+        return self.centre_ev + self.half_ev
+
 
 def chebyshev_steps(half_ev: float, width_ev: float) -> int:
     """Steps that a Gaussian of standard deviation `width_ev` takes in a spectrum of half width `half_ev`."""
@@ -91,8 +99,8 @@ class ChebyshevTask:
                 if not np.abs(now).max() < largest:
                     raise SolverError(
                         "Chebyshev polynomials that grow without bounds",
-                        expected=f"all levels inside {spectrum.centre_ev - spectrum.half_ev:.4g} … "
-                        f"{spectrum.centre_ev + spectrum.half_ev:.4g} eV and a positive definite overlap",
+                        expected=f"all levels inside {spectrum.low_ev:.4g} … {spectrum.high_ev:.4g} eV "
+                        "and a positive definite overlap",
                         remedy="take the quartic kernel, which needs no ends of the spectrum",
                     )
             image = (hamiltonian @ inverse(now) - spectrum.centre_ev * now) / spectrum.half_ev
