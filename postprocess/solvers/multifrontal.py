@@ -56,7 +56,7 @@ class Front:
 
     rows: Tensor
     n_own: int
-    source: NDArray[np.int64]
+    source: NDArray[np.integer]
     target: Tensor
     children: tuple[tuple[int, list[tuple[int, int, int]]], ...]
 
@@ -252,10 +252,13 @@ def symbolic_fronts(pencil: SparsePencil, tree: Tree, device: torch.device) -> t
         column = place[pencil.indices[source]]
         # Columns eliminated before are not in the front, and below the diagonal nothing is read.
         kept = column >= row
+        target = row[kept] * len(rows) + column[kept]
+        # There are as many of these as elements of H: 32 bits where they are enough.
+        narrow = np.int32 if n_own * len(rows) < 2**31 else np.int64
         fronts.append(
             Front(
-                torch.from_numpy(rows).to(device), n_own, source[kept],
-                torch.from_numpy(row[kept] * len(rows) + column[kept]).to(device),
+                torch.from_numpy(rows).to(device), n_own, source[kept].astype(pencil.indices.dtype),
+                torch.from_numpy(target.astype(narrow)).to(device),
                 tuple((c, _runs(place[_rows_of(offsets, remaining[c])])) for c in children[node]),
             )
         )  # fmt: skip

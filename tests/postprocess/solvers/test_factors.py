@@ -12,9 +12,9 @@ import scipy.sparse
 from hamnet.errors import SolverError
 from postprocess.solvers import backends, pardiso
 from postprocess.solvers.backends import BACKENDS, analyse, choose, estimates
-from postprocess.solvers.dissection import fill_of_order, minimum_degree, nested_dissection
+from postprocess.solvers.dissection import elimination_tree, fill_of_order, minimum_degree, nested_dissection
 from postprocess.solvers.factor import CertifiedFactor, certified_factor
-from postprocess.solvers.multifrontal import Multifrontal
+from postprocess.solvers.multifrontal import PIVOT_ROWS, Multifrontal
 from postprocess.solvers.superlu import SuperLU
 
 GENERIC, GAMMA = (0.13, 0.21, 0.0), (0.0, 0.0, 0.0)
@@ -65,6 +65,20 @@ def test_one_refinement_repairs_a_factorisation_with_an_error(at, right):
     refined = CertifiedFactor(at, sigma, off, replace(good.inertia, backward_error_ev=1e-7))
     errors = [np.linalg.norm(matrix @ x - right) for x in (off.solve(right), refined.solve(right))]
     assert errors[1] < 1e-4 * errors[0]
+
+
+def test_a_singular_leading_block_does_not_spoil_the_multifrontal_factorisation(at, right):
+    """Pivots are not exchanged: where the first block of a front is singular, it takes in the next rows."""
+    analysis = Multifrontal(at.pencil)
+    front = next(front for front in analysis.fronts if front.n_own > 2 * PIVOT_ROWS and not front.children)
+    rows = front.rows[:PIVOT_ROWS].numpy()
+    h, s = (m[np.ix_(rows, rows)] for m in at.dense())
+    for level in scipy.linalg.eigvalsh(h, s)[[10, 20, 30]]:
+        factor = certified_factor(analysis, at, float(level))
+        assert factor.inertia.certified
+        assert factor.inertia.backward_error_ev < 1e-9
+        residual = _matrix(at, float(level)) @ factor.solve(right) - right
+        assert np.linalg.norm(residual) < 1e-9 * np.linalg.norm(right)
 
 
 def test_one_right_hand_side_and_many_give_the_same_solutions(at, right, backend):
@@ -125,9 +139,10 @@ def test_numbers_that_are_none_are_refused(at, backend):
 # -- order of elimination ----------------------------------------------------------------------------------------------
 
 
-def test_dissection_cuts_into_parts_without_a_bond_between_them(superlattice):
+@pytest.mark.parametrize("cut", [nested_dissection, elimination_tree])
+def test_branches_of_the_tree_share_no_bond(superlattice, cut):
     pencil = superlattice(2, 16, 0.0, name="nibr2_unpolarised")
-    tree = nested_dissection(pencil.atom_graph, np.diff(pencil.atom_offsets))
+    tree = cut(pencil.atom_graph, np.diff(pencil.atom_offsets))
     assert np.array_equal(np.sort(np.concatenate(tree.vertices)), np.arange(pencil.n_atoms))
     assert len(tree) > 4
     node_of = np.empty(pencil.n_atoms, int)
