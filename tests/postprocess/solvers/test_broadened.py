@@ -13,7 +13,7 @@ from postprocess.solvers.states import Keep
 from postprocess.solvers.tasks import Runner, Shard
 
 K = np.array([[0.13, 0.21, 0.0], [0.41, 0.1, 0.0]])
-WIDTH = 0.2
+WIDTH = 0.3
 GRID = shared_grid(-9.0, -6.0, WIDTH)
 
 
@@ -66,8 +66,9 @@ def test_random_vectors_give_it_within_the_errors_that_are_told(case, kernel):
         off = np.abs(value - exact)
         assert (off < 4 * error + 1e-3 * total.max()).all()
         assert (off < 3 * error + 1e-4 * total.max()).mean() > 0.97  # the expansion of the Gaussian ends at 1e-4
-        # Errors that are far too large would pass this, too.
-        assert 0.5 < np.sqrt((off**2).mean() / (error**2).mean()) < 1.5
+    # Errors that are far too large would pass this, too. Groups scatter by themselves, energies together.
+    off = found.projected - groups
+    assert 0.5 < np.sqrt((off**2).mean() / (found.projected_error**2).mean()) < 1.5
     assert np.allclose(found.projected.sum(axis=0), found.total, rtol=0, atol=1e-10 * total.max())
 
 
@@ -88,8 +89,8 @@ def test_expansion_of_a_gaussian_gives_that_of_the_dense_levels_where_the_vector
     dim = runner.pencil.dim
     monkeypatch.setattr("postprocess.solvers.chebyshev.random_phases", lambda *_: np.eye(dim) * np.sqrt(dim) + 0j)
     monkeypatch.setattr("postprocess.solvers.broadened._VECTORS_AT_ONCE", dim)
-    found = broadened_dos(runner, K, GRID, width_ev=1.0, kernel="gaussian", n_vectors=dim)
-    total, groups, spin = _exact(bands, "gaussian", 1.0)
+    found = broadened_dos(runner, K, GRID, width_ev=2.0, kernel="gaussian", n_vectors=dim)
+    total, groups, spin = _exact(bands, "gaussian", 2.0)
     assert isinstance(found, BroadenedDos)
     assert np.abs(found.total - total).max() < 1e-4 * total.max()
     assert np.abs(found.projected - groups).max() < 1e-4 * total.max()

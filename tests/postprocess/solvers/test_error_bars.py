@@ -59,7 +59,7 @@ def test_random_errors_move_levels_by_their_error_bars(layer, parts):
     states = _states(pencil, K[0])
     told = level_errors(states, pencil, bond_errors(sample.structure, h.pairs, sizes, 4))
     moved = []
-    for _ in range(100):
+    for _ in range(60):
         change = SparsePencil(_random_error(h, sizes, rng), s).at(K[0]).h
         moved.append(np.einsum("in,in->n", states.vectors.conj(), change @ states.vectors).real)
     true = np.sqrt(np.mean(np.square(moved), axis=0))
