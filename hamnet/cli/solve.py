@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,12 @@ from .solver import SparseSolver, add_solver_arguments, solver_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from postprocess.solvers.pencil import SparsePencil
     from postprocess.solvers.tasks import Shard
 
     from .sources import Source
+
+    Place = tuple[tuple[float, ...], int]
 
 __all__ = ["add_arguments", "run"]
 
@@ -45,14 +49,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     text += "without --shard joins them"
     add("--shard", metavar="i/n", help=text)
+    outside = parser.add_mutually_exclusive_group()
+    text = "write H(k), S(k) and a SLEPc script for the --nearest states of one k into a folder, and stop"
+    outside.add_argument("--export", type=Path, metavar="DIR", help=text)
+    text = "take the states that this script found, refined and counted"
+    outside.add_argument("--from", type=Path, metavar="DIR", dest="solved", help=text)
     add("--json", action="store_true", help="print one JSON object")
     add_solver_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from hamnet.bloch import n_channels
+    from postprocess.solvers.pencil import SparsePencil
+    from postprocess.solvers.petsc import import_window
     from postprocess.solvers.results import write_states
-    from postprocess.solvers.states import Keep
+    from postprocess.solvers.states import Keep, describe
     from postprocess.solvers.tasks import NearestTask, WindowTask
 
     from .sources import hamiltonian_of, load_source
@@ -69,11 +80,17 @@ def run(args: argparse.Namespace) -> int:
         tasks = [WindowTask(*place, low, high) for place in places]  # type: ignore[arg-type]
     # Counts certify the states of every back-end, the dense one included.
     keep = Keep(spin=hamiltonian.n_spin > 1, vectors=args.vectors)
+    if args.export is not None:
+        return _export(args, SparsePencil(hamiltonian, overlap), places, zero)
     with solver_of(args, hamiltonian, overlap, certified=True) as solver:
         assert isinstance(solver, SparseSolver)
         runner = solver.runner(keep, "states")
-        with progress_bar("states") as progress:
-            states = runner.run(tasks, shard=shard, on_progress=progress)
+        if args.solved is not None:
+            at = runner.pencil.at(*_only(places))
+            states = [describe(at, import_window(runner.analysis, at, args.solved), keep)]
+        else:
+            with progress_bar("states") as progress:
+                states = runner.run(tasks, shard=shard, on_progress=progress)
         if shard is None:
             attributes = {"sample": source.sample.name, "zero_eV": zero, "n_spin": hamiltonian.n_spin}
             write_states(args.output, states, attributes)
@@ -106,6 +123,25 @@ def run(args: argparse.Namespace) -> int:
     )
     print(f"wrote {args.output}" if shard is None else f"part {args.shard} is in {args.partial}")
     return 0
+
+
+def _export(args: argparse.Namespace, pencil: SparsePencil, places: Sequence[Place], zero: float) -> int:
+    from postprocess.solvers.petsc import export_pencil
+
+    if args.nearest is None:
+        raise ConfigError("--export of a window", expected="--nearest N, states next to the zero of energy")
+    export_pencil(pencil.at(*_only(places)), args.export, zero, args.nearest)
+    if args.json:
+        print_json({"export": str(args.export), "dimension": pencil.dim, "nnz": pencil.nnz})
+    else:
+        print(f"wrote {args.export}: run solve.py there, then hamnet solve … --from {args.export}")
+    return 0
+
+
+def _only(places: Sequence[Place]) -> Place:
+    if len(places) != 1:
+        raise ConfigError(f"{len(places)} k points and channels", expected="one for SLEPc, such as --k 0 0 0")
+    return places[0]
 
 
 def _shard(args: argparse.Namespace) -> Shard | None:

@@ -18,7 +18,7 @@ from .factor import Analysis, CertifiedFactor, SingularFactorError, certified_fa
 from .lanczos import rayleigh_ritz, states_near
 from .pencil import BlochPencil
 
-__all__ = ["Window", "count_below", "factor_off_states", "nearest_window", "solve_window"]
+__all__ = ["Window", "count_below", "factor_off_states", "nearest_window", "residual_ev", "solve_window"]
 
 ComplexArray = NDArray[np.complex128]
 
@@ -141,7 +141,7 @@ def nearest_window(
         del checked
     chosen = slice(first + 1, last + 1)
     if counts[1][1] - counts[0][1] == last - first:
-        residual = _residual(at, energies[chosen], found.vectors[:, chosen])
+        residual = residual_ev(at, energies[chosen], found.vectors[:, chosen])
         return Window(
             at.k_frac, at.channel, counts[0][0], counts[1][0], energies[chosen], found.vectors[:, chosen],
             counts[0][1], residual, n_factors, found.n_solves,
@@ -190,10 +190,11 @@ def _searched(
         open_intervals += [(half, (high, above)), ((low, below), half)]
     # States of neighbouring shifts are orthogonal only as far as they have converged.
     levels, states = rayleigh_ritz(at, np.concatenate(vectors, axis=1))
-    residual = _residual(at, levels, states)
+    residual = residual_ev(at, levels, states)
     return Window(at.k_frac, at.channel, lower[0], upper[0], levels, states, lower[1], residual, n_factors, n_solves)
 
 
-def _residual(at: BlochPencil, energies: NDArray[np.float64], x: ComplexArray) -> float:
+def residual_ev(at: BlochPencil, energies: NDArray[np.float64], x: ComplexArray) -> float:
+    """Largest |Hc − ESc| / |c| of states."""
     missed = at.h @ x - at.apply_s(x) * energies
     return float((np.linalg.norm(missed, axis=0) / np.linalg.norm(x, axis=0)).max(initial=0.0))

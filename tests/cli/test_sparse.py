@@ -13,6 +13,7 @@ import pytest
 
 from hamnet.cli.main import main
 from hamnet.cli.sources import load_sample
+from hamnet.eigen import eigenstates
 from hamnet.store import write_samples
 from hamnet.supercell import tile_operator, tile_structure
 from postprocess.bands import solve_bands
@@ -140,6 +141,22 @@ def test_shards_fill_one_folder_and_a_last_call_joins_them(supercell, call, tmp_
     assert [len(part) for part in counts] == [2, 1, 1]
     joined = call("solve", supercell, *words, *partial)[1]
     assert joined["n_states_by_k"] == whole["n_states_by_k"]
+
+
+def test_states_of_slepc_are_counted_like_our_own(supercell, call, tmp_path):
+    """The part of SLEPc is played by LAPACK: petsc4py has no wheels."""
+    words = ("--fermi", "-6", "--nearest", "12", "--k", "0.1", "0.2", "0", "-o", tmp_path / "s.h5", "--json", *SPARSE)
+    code, result, _ = call("solve", supercell, *words, "--export", tmp_path / "slepc")
+    assert (code, result["dimension"]) == (0, 522)
+    sample = load_sample(supercell)
+    states = next(eigenstates(sample.hamiltonian, sample.overlap, [[0.1, 0.2, 0]]))
+    chosen = states.vectors[0, 0].numpy()[:, 264:277]
+    with (tmp_path / "slepc" / "vectors.petsc").open("wb") as file:
+        for vector in chosen.T:
+            file.write(np.array([1211214, 522], ">i4").tobytes() + vector.astype(">c16").tobytes())
+    code, result, _ = call("solve", supercell, *words, "--from", tmp_path / "slepc")
+    assert (code, result["n_states"], result["first_level_by_k"]) == (0, 13, [264])
+    assert call("solve", supercell, *words, "--k", "0", "0", "0", "--from", tmp_path / "slepc")[0] == 2
 
 
 @pytest.mark.parametrize(
