@@ -13,7 +13,7 @@ shifts against dense eigenvalues, up to 1e-10 eV from a level, and with S − x,
 Every case runs in a process of its own, for its peak of memory, on one thread; times are those of the processor.
 
     python benchmarks/eigensolvers.py [--cells 3x3 6x6 10x9 ...] [--backends multifrontal mkl superlu] [--quick]
-        [--parts backends eigsh same-factor inertia] [--json FILE]
+        [--parts backends eigsh same-factor inertia] [--shifts gap band] [--json FILE]
 """
 
 from __future__ import annotations
@@ -263,7 +263,7 @@ def in_process(case: str, *args: str) -> dict[str, Any]:
 # -- report -----------------------------------------------------------------------------------------------------------
 
 
-def backend_lines(cells: str, names: list[str], report: dict[str, Any]) -> None:
+def backend_lines(cells: str, names: list[str], places: list[str], report: dict[str, Any]) -> None:
     for name in names:
         e = report["backends"][f"{cells} {name}"] = in_process("backend", cells, name)
         if "failed" in e:
@@ -279,8 +279,8 @@ def backend_lines(cells: str, names: list[str], report: dict[str, Any]) -> None:
         )
 
 
-def eigsh_lines(cells: str, names: list[str], report: dict[str, Any]) -> None:
-    for place in SHIFTS_EV:
+def eigsh_lines(cells: str, names: list[str], places: list[str], report: dict[str, Any]) -> None:
+    for place in places:
         e = report["eigsh"][f"{cells} {place}"] = in_process("eigsh", cells, place)
         print(f"{cells:6s} shift in {place}: eigsh {e.get('eigsh_s', np.nan):.1f} s {e.get('failed', '')}", flush=True)
         for name in names:
@@ -297,9 +297,9 @@ def eigsh_lines(cells: str, names: list[str], report: dict[str, Any]) -> None:
             )
 
 
-def same_factor_lines(cells: str, names: list[str], report: dict[str, Any]) -> None:
+def same_factor_lines(cells: str, names: list[str], places: list[str], report: dict[str, Any]) -> None:
     for name in names:
-        for place in SHIFTS_EV:
+        for place in places:
             e = report["same_factor"][f"{cells} {place} {name}"] = in_process("same_factor", cells, name, place)
             if "failed" in e:
                 print(f"{cells:6s} {name:13s} failed: {e['failed']}", flush=True)
@@ -314,7 +314,7 @@ def same_factor_lines(cells: str, names: list[str], report: dict[str, Any]) -> N
             )
 
 
-def inertia_lines(cells: str, names: list[str], report: dict[str, Any]) -> None:
+def inertia_lines(cells: str, names: list[str], places: list[str], report: dict[str, Any]) -> None:
     for name in names:
         e = report["inertia"][f"{cells} {name}"] = in_process("inertia", cells, name)
         print(f"{cells:6s} {name:13s} inertia {e}", flush=True)
@@ -328,6 +328,7 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", default=["3x3", "6x6"], help="n1xn2 cells of 232 orbitals")
     parser.add_argument("--backends", nargs="+", default=["multifrontal", "mkl", "superlu"], choices=list(BACKENDS))
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--shifts", nargs="+", default=list(SHIFTS_EV), choices=list(SHIFTS_EV))
     parser.add_argument("--quick", action="store_true", help="3x3 cells only, 2,088 orbitals")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--case", nargs="+", help=argparse.SUPPRESS)
@@ -344,7 +345,7 @@ def main() -> None:
     for part in args.parts:
         # Dense eigenvalues, with which counts are compared, end the first size.
         for size in cells[:1] if part == "inertia" else cells:
-            PARTS[part](size, names, report)
+            PARTS[part](size, names, args.shifts, report)
     if args.json:
         temporary = args.json.with_name(args.json.name + ".part")
         temporary.write_text(json.dumps(report, indent=1) + "\n")
