@@ -9,6 +9,7 @@ and a Bunch–Kaufman pivot of size 2 has one negative and one positive eigenval
 from __future__ import annotations
 
 import ctypes
+import sys
 import time
 import weakref
 from dataclasses import dataclass
@@ -49,17 +50,16 @@ _ERRORS = {
 
 @cache
 def mkl_library() -> Path | None:
-    """Where the runtime library of MKL lies: of the installed distribution ``mkl``. None if there is none."""
+    """Where the runtime library of MKL lies: of the installed distribution ``mkl``, else in the environment's folder of
+    libraries (conda). None if there is none."""
     try:
-        files = metadata.files("mkl") or []
+        files = [Path(str(file.locate())) for file in metadata.files("mkl") or []]
     except metadata.PackageNotFoundError:
-        return None
-    for file in files:
-        if file.name.startswith(("libmkl_rt.", "mkl_rt.")) and file.suffix != ".lib":
-            path = Path(str(file.locate())).resolve()
-            if path.is_file():
-                return path
-    return None
+        files = []
+    for folder in ("lib", "Library/bin"):
+        files += sorted(Path(sys.prefix, folder).glob("*mkl_rt.*"))
+    named = (file.resolve() for file in files if file.name.startswith(("libmkl_rt.", "mkl_rt.")))
+    return next((file for file in named if file.suffix not in (".lib", ".a") and file.is_file()), None)
 
 
 @cache
