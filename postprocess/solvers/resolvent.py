@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hamnet.errors import SolverError
 
-from .dissection import nested_dissection
+from .dissection import elimination_tree
 from .factor import FactorStats
 from .multifrontal import PANEL_ROWS, PIVOT_ROWS, Front, add_child, stack_peak, symbolic_fronts
 from .pencil import BlochPencil, SparsePencil
@@ -43,7 +43,7 @@ class ResolventAnalysis:
     """
 
     def __init__(self, pencil: SparsePencil, device: torch.device | str = "cpu") -> None:
-        tree = nested_dissection(pencil.atom_graph, np.diff(pencil.atom_offsets))
+        tree = elimination_tree(pencil.atom_graph, np.diff(pencil.atom_offsets))
         self.pencil, self.device = pencil, torch.device(device)
         self._fronts = symbolic_fronts(pencil, tree, self.device)
         own = np.array([front.n_own for front in self._fronts], float)
