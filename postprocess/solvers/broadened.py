@@ -17,7 +17,7 @@ the window is wide.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -26,9 +26,10 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
-from hamnet.errors import ConfigError
+from hamnet.errors import ConfigError, SolverError
 from hamnet.structure import frozen
 
+from .backends import default_memory_bytes, estimates
 from .chebyshev import ChebyshevTask, chebyshev_steps, spectrum_ends
 from .factor import Analysis
 from .pencil import BlochPencil, SparsePencil
@@ -40,9 +41,11 @@ from .tasks import Runner, Shard
 __all__ = [
     "BroadenedDos",
     "Kernel",
+    "ResolventCost",
     "ResolventTask",
     "broadened_dos",
     "kernel_values",
+    "resolvent_cost",
     "shared_grid",
     "spin_components",
 ]
@@ -168,6 +171,36 @@ class ResolventTask:
         return (s_g + g_s) / 2
 
 
+@dataclass(frozen=True, slots=True)
+class ResolventCost:
+    """Of one complex energy: seconds with the factorisation and what it is for, bytes at the peak."""
+
+    seconds: float
+    memory_bytes: float
+
+    def __str__(self) -> str:
+        time = f"{self.seconds:.2g} s" if self.seconds < 100 else f"{self.seconds / 60:.0f} min"
+        return f"about {time} each, {self.memory_bytes / 1e9:.2g} GB"
+
+
+def resolvent_cost(pencil: SparsePencil, *, elements: bool, memory_limit_bytes: float | None = None) -> ResolventCost:
+    """Expected cost of G(z) of a pencil, with its elements on the pattern or without.
+
+    Raises :class:`SolverError` where it takes more than the limit (default 0.8 of the memory of the machine).
+    """
+    # Two triangles for one; the elements take as long again (docs/density_of_states.md).
+    seconds = 2 * estimates(pencil)["multifrontal"].factor_seconds * (2 if elements else 1)
+    memory = pencil.memory_bytes + 64.0 * pencil.nnz + _analysis(pencil).memory_bytes
+    limit = default_memory_bytes() if memory_limit_bytes is None else memory_limit_bytes
+    if memory > limit:
+        raise SolverError(
+            f"{pencil.dim} orbitals need about {memory / 1e9:.3g} GB at a complex energy",
+            expected=f"at most {limit / 1e9:.3g} GB",
+            remedy="take the Gaussian kernel, which needs a factor of the overlap alone, or windows of states",
+        )
+    return ResolventCost(seconds, memory)
+
+
 @lru_cache(maxsize=1)
 def _analysis(pencil: SparsePencil) -> ResolventAnalysis:
     """The same for all tasks of a pencil."""
@@ -248,8 +281,14 @@ def broadened_dos(
         tasks = [
             ResolventTask(*place, z.real, z.imag, n_vectors, seed) for place in places for z in poles.energies.tolist()
         ]
+    if poles is not None:
+        cost = resolvent_cost(runner.pencil, elements=n_vectors == 0)
+        text = f"{len(tasks)} complex factorisations for {len(grid)} energies at {len(points)} k: {cost}"
+    elif say is not None:
+        steps = chebyshev_steps(spectrum_ends(runner.pencil.at(points[0])).half_ev, width_ev)
+        text = f"{len(tasks)} expansions of {steps} products with H for {len(grid)} energies at {len(points)} k"
     if say is not None:
-        say(_cost(runner.pencil, tasks, len(grid), points, width_ev))
+        say(text)
     results = runner.run(tasks, shard=shard, on_progress=on_progress)
     if shard is not None:
         return None
@@ -280,20 +319,6 @@ def broadened_dos(
         n_vectors,
         0 if poles is None else len(tasks),
     )
-
-
-def _cost(
-    pencil: SparsePencil,
-    tasks: Sequence[ChebyshevTask | ResolventTask],
-    n_energies: int,
-    points: Sequence[tuple[float, float, float]],
-    width_ev: float,
-) -> str:
-    where = f"for {n_energies} energies at {len(points)} k"
-    if isinstance(tasks[0], ResolventTask):
-        return f"{len(tasks)} complex factorisations {where}"
-    steps = chebyshev_steps(spectrum_ends(pencil.at(points[0])).half_ev, width_ev)
-    return f"{len(tasks)} expansions of {steps} products with H {where}"
 
 
 def spin_components(matrices: ComplexArray, n_spin: int) -> NDArray[np.float64]:

@@ -100,7 +100,7 @@ def _guess(pencil: SparsePencil, k_frac: tuple, filled: float) -> float:
     diagonals = []
     for channel in range(pencil.n_channels):
         at = pencil.at(k_frac, channel)
-        h, s = np.real(at.h.diagonal()), np.real(at.s_orbital.diagonal())
+        h, s = (np.asarray(np.real(m.diagonal()), np.float64) for m in (at.h, at.s_orbital))
         diagonals.append(h / np.repeat(s, len(h) // len(s)))
     levels = np.sort(np.concatenate(diagonals))
     return float(levels[min(int(filled), len(levels) - 1)])

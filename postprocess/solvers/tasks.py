@@ -23,6 +23,7 @@ from hamnet.errors import HamnetError, SolverError, StoreError
 from ..files import replacing
 from .backends import analyse
 from .factor import Analysis
+from .overlap import OverlapCheck
 from .pencil import SparsePencil
 from .states import Keep, States, describe
 from .window import factor_off_states, nearest_window, solve_window
@@ -79,6 +80,9 @@ Result = int | NDArray | States
 class Task(Protocol):
     """A frozen dataclass of numbers that says what to do, and does it where the matrices are."""
 
+    @property
+    def k_frac(self) -> Triple: ...
+
     def run(self, pencil: SparsePencil, analysis: Analysis, keep: Keep) -> Result: ...
 
 
@@ -119,6 +123,7 @@ class Runner:
     ) -> None:
         self.pencil, self.keep, self.folder = pencil, keep or Keep(), folder
         self.analysis = analyse(pencil, backend)
+        self._overlap = OverlapCheck(pencil, backend)
         self._backend, self._executor, self._workers = backend, executor, workers
         if folder is not None:
             _claim(folder, _identity(pencil, self.keep))
@@ -155,6 +160,7 @@ class Runner:
 
     def _in_turn(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
         for task in tasks:
+            self._overlap.require_positive(task.k_frac)
             result = task.run(self.pencil, self.analysis, self.keep)
             if self.folder is not None:
                 _store(self.folder, task, result)
@@ -213,17 +219,20 @@ def _shared(pencil: SparsePencil, keep: Keep, folder: Path | None) -> Iterator[P
 
 def _work(place: str, backend: str, threads: int, task: Task) -> Result:
     torch.set_num_threads(threads)
-    return task.run(*_worker(place, backend))
+    pencil, analysis, keep, overlap = _worker(place, backend)
+    overlap.require_positive(task.k_frac)
+    return task.run(pencil, analysis, keep)
 
 
 @lru_cache(maxsize=1)
-def _worker(place: str, backend: str) -> tuple[SparsePencil, Analysis, Keep]:
+def _worker(place: str, backend: str) -> tuple[SparsePencil, Analysis, Keep, OverlapCheck]:
     """What a worker needs for all its tasks."""
     folder = Path(place)
     pencil = SparsePencil.load(folder)
     membership = np.load(folder / "membership.npy")
     flags = json.loads((folder / "keep.json").read_text(encoding="utf-8"))
-    return pencil, analyse(pencil, backend), Keep(membership=membership if membership.size else None, **flags)
+    keep = Keep(membership=membership if membership.size else None, **flags)
+    return pencil, analyse(pencil, backend), keep, OverlapCheck(pencil, backend)
 
 
 # -- results on the disk -----------------------------------------------------------------------------------------------

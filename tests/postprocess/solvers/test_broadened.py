@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from hamnet.errors import ConfigError
+from hamnet.errors import ConfigError, SolverError
 from postprocess.bands import Bands, solve_bands
 from postprocess.grouping import group_orbitals
-from postprocess.solvers.broadened import BroadenedDos, broadened_dos, kernel_values, shared_grid
+from postprocess.solvers.broadened import BroadenedDos, broadened_dos, kernel_values, resolvent_cost, shared_grid
 from postprocess.solvers.chebyshev import spectrum_ends
+from postprocess.solvers.resolvent import ResolventAnalysis
 from postprocess.solvers.states import Keep
 from postprocess.solvers.tasks import Runner, Shard
 
@@ -126,7 +127,8 @@ def test_neighbours_on_the_grid_share_poles(case, per_width):
     assert isinstance(found, BroadenedDos)
     channels = runner.pencil.n_channels
     assert found.n_factors == (len(grid) + 2 * per_width) * channels
-    assert said == [f"{found.n_factors} complex factorisations for {len(grid)} energies at 1 k"]
+    assert len(said) == 1
+    assert said[0].startswith(f"{found.n_factors} complex factorisations for {len(grid)} energies at 1 k: about ")
 
 
 def test_shards_leave_results_that_a_later_call_collects(case, tmp_path, monkeypatch):
@@ -135,13 +137,24 @@ def test_shards_leave_results_that_a_later_call_collects(case, tmp_path, monkeyp
     for index in range(3):
         part = Runner(runner.pencil, keep=runner.keep, folder=tmp_path / "dos")
         assert broadened_dos(part, K, GRID[:4], width_ev=WIDTH, n_vectors=2, shard=Shard(index, 3)) is None
-    monkeypatch.setattr("postprocess.solvers.broadened._analysis", None)
+    monkeypatch.setattr("postprocess.solvers.resolvent.ResolventAnalysis.factor", None)
     whole = Runner(runner.pencil, keep=runner.keep, folder=tmp_path / "dos")
     together = broadened_dos(whole, K, GRID[:4], width_ev=WIDTH, n_vectors=2)
     assert isinstance(alone, BroadenedDos)
     assert isinstance(together, BroadenedDos)
     assert np.array_equal(alone.projected, together.projected)
     assert np.array_equal(alone.spin_error, together.spin_error)
+
+
+def test_time_and_memory_are_told_and_too_little_memory_is_refused(case):
+    runner, _ = case
+    analysis = ResolventAnalysis(runner.pencil)
+    stats = analysis.factor(runner.pencil.at(K[0]), -7 + 0.1j).stats
+    cost = resolvent_cost(runner.pencil, elements=True)
+    assert cost.memory_bytes > stats.memory_bytes
+    assert cost.seconds == pytest.approx(2 * resolvent_cost(runner.pencil, elements=False).seconds, rel=3)
+    with pytest.raises(SolverError, match=r"need about .* GB at a complex energy.*Gaussian kernel"):
+        resolvent_cost(runner.pencil, elements=True, memory_limit_bytes=cost.memory_bytes / 2)
 
 
 def test_what_makes_no_sense_is_refused(case):

@@ -90,7 +90,8 @@ def test_contour_gives_charges_and_moments_without_any_state(run: Run):
     assert np.abs(found.electrons - sample.charges).max() < 5e-6
     assert np.abs(found.spin - sample.computed_moments).max() < 5e-6
     n = len(k_frac) * runner.pencil.n_channels
-    assert said == [f"{n} factorisations and {16 * n} complex ones at {len(k_frac)} k"]
+    assert len(said) == 1
+    assert said[0].startswith(f"{n} factorisations and {16 * n} complex ones at {len(k_frac)} k: about ")
     with pytest.raises(SolverError, match="electrons by the contour"):
         contour_populations(runner, k_frac[:1], sample.fermi_energy_ev, half_gap_ev=0.3, n_points=4)
     level = float(eigenvalues(h, sample.operator("overlap"), k_frac[:1])[0, 0, 12])

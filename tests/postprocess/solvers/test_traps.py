@@ -184,14 +184,14 @@ def test_an_overlap_with_few_negative_eigenvalues_is_counted_and_named(tiled, na
     h, s = tiled(2, 2)
     smallest = scipy.linalg.eigvalsh(SparsePencil(h, s).at(GENERIC).dense()[1])
     for by in (smallest[0] - 1e-4, smallest[3] + 1e-4):
-        at = SparsePencil(h, _less(s, by)).at(GENERIC)
-        negative = int((scipy.linalg.eigvalsh(at.dense()[1]) < 0).sum())
-        check = OverlapCheck(at.pencil, name)
+        pencil = SparsePencil(h, _less(s, by))
+        negative = int((scipy.linalg.eigvalsh(pencil.at(GENERIC).dense()[1]) < 0).sum())
+        check = OverlapCheck(pencil, name)
         if negative:
             with pytest.raises(SolverError, match=rf"{negative // 2} negative eigenvalues at k = \(0.13, 0.21, 0\)"):
-                check.require_positive(at)
+                check.require_positive(GENERIC)
         else:
-            check.require_positive(at)
+            check.require_positive(GENERIC)
     assert negative == 4
 
 

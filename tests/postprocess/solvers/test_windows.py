@@ -98,6 +98,8 @@ def test_an_overlap_that_is_not_positive_is_named(tiled):
     pencil = SparsePencil(h, type(s)(s.basis, s.pairs, tuple(blocks)))
     with pytest.raises(SolverError, match="positive definite"):
         nearest_window(Multifrontal(pencil), pencil.at(K), -6.0, 30)
+    with pytest.raises(SolverError, match="negative eigenvalue"):
+        Runner(pencil).run([CountTask(K, 0, -6.0)])
 
 
 @pytest.mark.parametrize("missing", [0.0, 7.0, 6.5])
