@@ -7,6 +7,7 @@ searched again.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,8 @@ _PER_SHIFT = 50
 # Edges stay so far from states: far above the error of the states, far below their spacing.
 _EDGE_GAP_EV = 1e-6
 _MOVES = 8
+# Twice as many neighbours in energy are made orthonormal together.
+_JOINED = 200
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -189,9 +192,28 @@ def _searched(
         del middle
         open_intervals += [(half, (high, above)), ((low, below), half)]
     # States of neighbouring shifts are orthogonal only as far as they have converged.
-    levels, states = rayleigh_ritz(at, np.concatenate(vectors, axis=1))
+    levels, states = _joined(at, vectors)
     residual = residual_ev(at, levels, states)
     return Window(at.k_frac, at.channel, lower[0], upper[0], levels, states, lower[1], residual, n_factors, n_solves)
+
+
+def _joined(at: BlochPencil, parts: list[ComplexArray]) -> tuple[NDArray[np.float64], ComplexArray]:
+    """Energies, ascending, and orthonormal vectors of all parts.
+
+    States far apart in energy are orthogonal already, so that neighbours alone are made so, some at a time.
+    """
+    states = np.concatenate(parts, axis=1)
+    if states.shape[1] <= 2 * _JOINED:
+        return rayleigh_ritz(at, states)
+    levels = np.empty(states.shape[1])
+    for offset in (0, _JOINED):
+        edges = [0, *range(offset or 2 * _JOINED, states.shape[1], 2 * _JOINED), states.shape[1]]
+        for first, last in itertools.pairwise(edges):
+            some = slice(first, last)
+            levels[some], states[:, some] = rayleigh_ritz(at, states[:, some])
+        order = np.argsort(levels)
+        levels, states = levels[order], states[:, order]
+    return levels, states
 
 
 def residual_ev(at: BlochPencil, energies: NDArray[np.float64], x: ComplexArray) -> float:
