@@ -7,7 +7,6 @@ searched again.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from hamnet.errors import SolverError
 
 from .factor import Analysis, CertifiedFactor, SingularFactorError, certified_factor
-from .lanczos import rayleigh_ritz, states_near
+from .lanczos import states_near
 from .pencil import BlochPencil
 
 __all__ = ["Window", "count_below", "factor_off_states", "nearest_window", "residual_ev", "solve_window"]
@@ -28,8 +27,6 @@ _PER_SHIFT = 50
 # Edges stay so far from states: far above the error of the states, far below their spacing.
 _EDGE_GAP_EV = 1e-6
 _MOVES = 8
-# Twice as many neighbours in energy are made orthonormal together.
-_JOINED = 200
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -198,22 +195,16 @@ def _searched(
 
 
 def _joined(at: BlochPencil, parts: list[ComplexArray]) -> tuple[NDArray[np.float64], ComplexArray]:
-    """Energies, ascending, and orthonormal vectors of all parts.
-
-    States far apart in energy are orthogonal already, so that neighbours alone are made so, some at a time.
-    """
+    """Energies, ascending, and orthonormal vectors of all parts: Löwdin's, and the mean of H in each."""
     states = np.concatenate(parts, axis=1)
-    if states.shape[1] <= 2 * _JOINED:
-        return rayleigh_ritz(at, states)
-    levels = np.empty(states.shape[1])
-    for offset in (0, _JOINED):
-        edges = [0, *range(offset or 2 * _JOINED, states.shape[1], 2 * _JOINED), states.shape[1]]
-        for first, last in itertools.pairwise(edges):
-            some = slice(first, last)
-            levels[some], states[:, some] = rayleigh_ritz(at, states[:, some])
-        order = np.argsort(levels)
-        levels, states = levels[order], states[:, order]
-    return levels, states
+    along = at.apply_s(states)
+    for _ in range(2 if len(parts) > 2 else 0):
+        # (1 + δ)^−½ to first order, twice: δ is small, for each part is orthonormal and its states have converged.
+        states = states @ (1.5 * np.eye(states.shape[1]) - 0.5 * (states.conj().T @ along))
+        along = at.apply_s(states)
+    levels = np.einsum("im,im->m", states.conj(), at.h @ states).real
+    order = np.argsort(levels)
+    return levels[order], states[:, order]
 
 
 def residual_ev(at: BlochPencil, energies: NDArray[np.float64], x: ComplexArray) -> float:
