@@ -146,13 +146,12 @@ def test_shards_leave_results_that_a_later_call_collects(case, tmp_path, monkeyp
     assert np.array_equal(alone.spin_error, together.spin_error)
 
 
-def test_time_and_memory_are_told_and_too_little_memory_is_refused(case):
+def test_memory_is_told_and_too_little_is_refused(case):
     runner, _ = case
     analysis = ResolventAnalysis(runner.pencil)
     stats = analysis.factor(runner.pencil.at(K[0]), -7 + 0.1j).stats
     cost = resolvent_cost(runner.pencil, elements=True)
     assert cost.memory_bytes > stats.memory_bytes
-    assert cost.seconds == pytest.approx(2 * resolvent_cost(runner.pencil, elements=False).seconds, rel=3)
     with pytest.raises(SolverError, match=r"need about .* GB at a complex energy.*Gaussian kernel"):
         resolvent_cost(runner.pencil, elements=True, memory_limit_bytes=cost.memory_bytes / 2)
 
