@@ -5,7 +5,7 @@ the spectrum (Silver and Röder, Phys. Rev. E 56, 4822 (1997); Weiße et al., Re
 a delta function that is damped afterwards, the Gaussian itself is expanded: its coefficients vanish beyond m ≈ 4.5 a/σ,
 and the width is the same at all energies. S is applied through its factor, S⁻¹ once in each step.
 
-A step with 8 vectors costs 1 … 2 % of a factorisation at a complex energy, and less the larger the cell, and one run
+A step with 8 vectors costs about 2 % of a factorisation at a complex energy, less the larger the cell, and one run
 gives the whole spectrum: see docs/density_of_states.md for where that wins.
 """
 
