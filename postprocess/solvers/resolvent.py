@@ -161,8 +161,12 @@ class Resolvent:
         return np.ascontiguousarray(x.mT.cpu().numpy()).reshape(b.shape)
 
     def elements(self) -> ComplexArray:
-        """G on the pattern of H: data (nnz,) in the order of ``pencil.indices``."""
+        """G on the pattern of H: data (nnz,) in the order of ``pencil.indices``.
+
+        Raises :class:`SolverError` where solutions with the factor that they come from have a residual.
+        """
         pencil = self.at.pencil
+        self.solve(np.exp(2j * np.pi * np.random.default_rng(0).random((pencil.dim, 1))))
         data = np.empty(pencil.nnz, np.complex128)
         turned = transposed_places(pencil)
         passed: dict[int, Tensor] = {}
