@@ -126,16 +126,22 @@ def nearest_window(
             expected="all of them",
             remedy="ask for a window of energies instead of a number of states",
         )
+    shift = factor.sigma_ev, factor.inertia.negative
     del factor
     # Levels beyond the last may be missing copies: the edges lie inside, in the widest of the outermost gaps.
     spare = max(1, (len(energies) - count) // 2)
     gaps = np.diff(energies)
     first = int(np.argmax(gaps[:spare]))
     last = len(gaps) - spare + int(np.argmax(gaps[len(gaps) - spare :]))
-    edges = [(energies[place] + energies[place + 1]) / 2 for place in (first, last)]
+    # With all states on one side of the shift, in a gap, it is an edge that has been counted already.
+    above, below = bool(energies[0] > shift[0]), bool(energies[-1] < shift[0])
+    first, last = -1 if above else first, len(gaps) if below else last
     counts = []
-    for edge in edges:
-        checked, more = factor_off_states(analysis, at, float(edge))
+    for place, known in ((first, above), (last, below)):
+        if known:
+            counts.append(shift)
+            continue
+        checked, more = factor_off_states(analysis, at, float(energies[place] + energies[place + 1]) / 2)
         counts.append((checked.sigma_ev, checked.inertia.negative))
         n_factors += more
         del checked

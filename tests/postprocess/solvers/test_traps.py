@@ -84,6 +84,18 @@ def test_a_number_of_states_that_cuts_a_level_is_rounded_to_whole_levels(layer):
     assert (_multiplicities(levels) % n == 0).all()
 
 
+@pytest.mark.parametrize("side", [-1, 1])
+def test_states_on_one_side_of_a_gap_take_the_shift_as_an_edge(superlattice, side):
+    at = superlattice(3, 3).at(GENERIC)
+    levels = scipy.linalg.eigvalsh(*at.dense())
+    gap = int(np.argmax(np.diff(levels[200:300]))) + 200
+    energy = float(levels[gap] * (0.9 if side < 0 else 0.1) + levels[gap + 1] * (0.1 if side < 0 else 0.9))
+    window = nearest_window(Multifrontal(at.pencil), at, energy, 6)
+    assert len(_check(window, at)) >= 6
+    assert (window.energies_ev > energy).all() if side > 0 else (window.energies_ev < energy).all()
+    assert window.n_factors == 2
+
+
 def test_single_vector_iteration_misses_copies_where_the_count_does_not(layer):
     """The trap itself: a converged group of states that is not complete, and only the inertia tells."""
     sample, n = layer("nibr2_1x1_nc"), 11
