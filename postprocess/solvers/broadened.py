@@ -44,6 +44,7 @@ __all__ = [
     "ResolventCost",
     "ResolventTask",
     "broadened_dos",
+    "check_memory",
     "kernel_values",
     "resolvent_cost",
     "shared_grid",
@@ -183,14 +184,21 @@ class ResolventCost:
         return f"about {time} each, {self.memory_bytes / 1e9:.2g} GB"
 
 
-def resolvent_cost(pencil: SparsePencil, *, elements: bool, memory_limit_bytes: float | None = None) -> ResolventCost:
-    """Expected cost of G(z) of a pencil, with its elements on the pattern or without.
-
-    Raises :class:`SolverError` where it takes more than the limit (default 0.8 of the memory of the machine).
-    """
+def resolvent_cost(pencil: SparsePencil, *, elements: bool) -> ResolventCost:
+    """Expected cost of G(z) of a pencil, with its elements on the pattern or without."""
     # Two triangles for one; the elements take as long again (docs/density_of_states.md).
     seconds = 2 * estimates(pencil)["multifrontal"].factor_seconds * (2 if elements else 1)
-    memory = pencil.memory_bytes + 64.0 * pencil.nnz + _analysis(pencil).memory_bytes
+    return ResolventCost(seconds, _memory_bytes(pencil))
+
+
+def _memory_bytes(pencil: SparsePencil) -> float:
+    # H, S, H − zS, H − z*S, and the elements.
+    return pencil.memory_bytes + 80.0 * pencil.nnz + _analysis(pencil).memory_bytes
+
+
+def check_memory(pencil: SparsePencil, *, memory_limit_bytes: float | None = None) -> None:
+    """Raises :class:`SolverError` where G(z) takes more than the limit (default 0.8 of the memory of the machine)."""
+    memory = _memory_bytes(pencil)
     limit = default_memory_bytes() if memory_limit_bytes is None else memory_limit_bytes
     if memory > limit:
         raise SolverError(
@@ -198,7 +206,6 @@ def resolvent_cost(pencil: SparsePencil, *, elements: bool, memory_limit_bytes: 
             expected=f"at most {limit / 1e9:.3g} GB",
             remedy="take the Gaussian kernel, which needs a factor of the overlap alone, or windows of states",
         )
-    return ResolventCost(seconds, memory)
 
 
 @lru_cache(maxsize=1)
@@ -281,14 +288,14 @@ def broadened_dos(
         tasks = [
             ResolventTask(*place, z.real, z.imag, n_vectors, seed) for place in places for z in poles.energies.tolist()
         ]
+    where = f"for {len(grid)} energies at {len(points)} k"
     if poles is not None:
-        cost = resolvent_cost(runner.pencil, elements=n_vectors == 0)
-        text = f"{len(tasks)} complex factorisations for {len(grid)} energies at {len(points)} k: {cost}"
+        check_memory(runner.pencil)
+        if say is not None:
+            say(f"{len(tasks)} complex factorisations {where}: {resolvent_cost(runner.pencil, elements=not n_vectors)}")
     elif say is not None:
         steps = chebyshev_steps(spectrum_ends(runner.pencil.at(points[0])).half_ev, width_ev)
-        text = f"{len(tasks)} expansions of {steps} products with H for {len(grid)} energies at {len(points)} k"
-    if say is not None:
-        say(text)
+        say(f"{len(tasks)} expansions of {steps} products with H {where}")
     results = runner.run(tasks, shard=shard, on_progress=on_progress)
     if shard is not None:
         return None

@@ -20,7 +20,7 @@ from hamnet.units import BOLTZMANN_EV_PER_K
 from hamnet.verify import spin_populations
 
 from ..grouping import Grouping
-from .broadened import ResolventTask, resolvent_cost, spin_components
+from .broadened import ResolventTask, check_memory, resolvent_cost, spin_components
 from .chebyshev import spectrum_ends
 from .pencil import SparsePencil
 from .states import States
@@ -216,8 +216,9 @@ def contour_populations(
     pencil = runner.pencil
     points = [(a, b, c) for a, b, c in np.atleast_2d(np.asarray(k_frac, np.float64)).tolist()]
     places = [(k, channel) for k in points for channel in range(pencil.n_channels)]
-    cost = resolvent_cost(pencil, elements=True)
+    check_memory(pencil)
     if say is not None:
+        cost = resolvent_cost(pencil, elements=True)
         say(f"{len(places)} factorisations and {n_points * len(places)} complex ones at {len(points)} k: {cost}")
     counts = runner.run([CountTask(*place, fermi_ev) for place in places])
     x, weights = np.polynomial.legendre.leggauss(n_points)

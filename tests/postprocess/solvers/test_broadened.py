@@ -7,7 +7,14 @@ from scipy.stats import chi2
 from hamnet.errors import ConfigError, SolverError
 from postprocess.bands import Bands, solve_bands
 from postprocess.grouping import group_orbitals
-from postprocess.solvers.broadened import BroadenedDos, broadened_dos, kernel_values, resolvent_cost, shared_grid
+from postprocess.solvers.broadened import (
+    BroadenedDos,
+    broadened_dos,
+    check_memory,
+    kernel_values,
+    resolvent_cost,
+    shared_grid,
+)
 from postprocess.solvers.chebyshev import spectrum_ends
 from postprocess.solvers.resolvent import ResolventAnalysis
 from postprocess.solvers.states import Keep
@@ -71,6 +78,21 @@ def test_random_vectors_give_it_within_the_errors_that_are_told(case, kernel):
     off = found.projected - groups
     assert 0.5 < np.sqrt((off**2).mean() / (found.projected_error**2).mean()) < 1.5
     assert np.allclose(found.projected.sum(axis=0), found.total, rtol=0, atol=1e-10 * total.max())
+
+
+def test_estimates_of_many_seeds_scatter_about_the_truth_as_students_t(case):
+    """Neither biased nor with errors that are too small or too large: 8 vectors, 7 degrees of freedom."""
+    runner, bands = case
+    values = kernel_values("lorentzian", -7.0 - bands.energies_ev[0], WIDTH) * bands.electrons_per_state
+    exact = np.einsum("cn,cng->gc", values, bands.weights[0])
+    found = [
+        broadened_dos(runner, K[0], [-7.0], width_ev=WIDTH, kernel="lorentzian", n_vectors=8, seed=seed)
+        for seed in range(60)
+    ]
+    z = np.stack([(f.projected[..., 0] - exact) / f.projected_error[..., 0] for f in found if f is not None])
+    assert (np.abs(z.mean(axis=0)) < 4 * np.sqrt(7 / 5 / len(z))).all()
+    assert np.sqrt(7 / 5) * 0.8 < np.sqrt((z**2).mean()) < np.sqrt(7 / 5) * 1.25
+    assert (np.abs(z) > 3).mean() < 0.05
 
 
 def test_error_falls_as_the_root_of_the_number_of_vectors(case):
@@ -153,7 +175,8 @@ def test_memory_is_told_and_too_little_is_refused(case):
     cost = resolvent_cost(runner.pencil, elements=True)
     assert cost.memory_bytes > stats.memory_bytes
     with pytest.raises(SolverError, match=r"need about .* GB at a complex energy.*Gaussian kernel"):
-        resolvent_cost(runner.pencil, elements=True, memory_limit_bytes=cost.memory_bytes / 2)
+        check_memory(runner.pencil, memory_limit_bytes=cost.memory_bytes / 2)
+    check_memory(runner.pencil, memory_limit_bytes=cost.memory_bytes)
 
 
 def test_what_makes_no_sense_is_refused(case):

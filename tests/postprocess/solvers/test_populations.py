@@ -9,6 +9,7 @@ import pytest
 from hamnet.eigen import eigenvalues
 from hamnet.errors import ConfigError, SolverError
 from hamnet.sample import mulliken
+from hamnet.verify import computed_moments
 from postprocess.dos import density_of_states
 from postprocess.grouping import group_orbitals
 from postprocess.kmesh import k_mesh
@@ -78,29 +79,42 @@ def test_constrained_cell_of_two_moments_has_its_charges_and_moments(tmp_path):
     assert np.linalg.norm(moments, axis=1).max() > 1
 
 
-def test_contour_gives_charges_and_moments_without_any_state(run: Run):
-    """At zero temperature, in a gap of 1 eV: those of the run at 300 K are the same to 1e-6."""
-    sample = run.sample
+def _atoms(run: Run) -> Runner:
     h = run.stored_hamiltonian
     grouping = group_orbitals(h.basis, h.pairs.species, "atom")
-    runner = Runner(SparsePencil(h, sample.operator("overlap")), keep=Keep(membership=grouping.membership))
-    said: list[str] = []
+    return Runner(SparsePencil(h, run.sample.operator("overlap")), keep=Keep(membership=grouping.membership))
+
+
+@pytest.mark.parametrize("run", ["nibr2_1x1_nc"], indirect=True)
+def test_contour_gives_charges_and_moments_of_the_run_without_any_state(run: Run):
+    """At zero temperature, in a gap of 1 eV: those of the run at 300 K are the same to 1e-6."""
+    sample, said = run.sample, []
     k_frac = _mesh(run).k_frac
-    found = contour_populations(runner, k_frac, sample.fermi_energy_ev, half_gap_ev=0.3, n_points=16, say=said.append)
+    found = contour_populations(
+        _atoms(run), k_frac, sample.fermi_energy_ev, half_gap_ev=0.3, n_points=16, say=said.append
+    )
     assert np.abs(found.electrons - sample.charges).max() < 5e-6
     assert np.abs(found.spin - sample.computed_moments).max() < 5e-6
-    n = len(k_frac) * runner.pencil.n_channels
     assert len(said) == 1
-    assert said[0].startswith(f"{n} factorisations and {16 * n} complex ones at {len(k_frac)} k: about ")
+    assert said[0].startswith("49 factorisations and 784 complex ones at 49 k: about ")
+
+
+def test_contour_gives_the_populations_of_the_levels_at_single_k_and_says_where_it_cannot(run: Run):
+    runner, h, s = _atoms(run), run.stored_hamiltonian, run.sample.operator("overlap")
+    k_frac, fermi = _mesh(run).k_frac[3:5], run.sample.fermi_energy_ev
+    found = contour_populations(runner, k_frac, fermi, half_gap_ev=0.3)
+    levels = computed_moments(h, s, k_frac, run.sample.n_electrons, temperature_k=0)
+    assert np.abs(found.electrons - levels.charges).max() < 1e-6
+    assert np.abs(found.spin - levels.moments_mub).max() < 1e-6
     with pytest.raises(SolverError, match="electrons by the contour"):
-        contour_populations(runner, k_frac[:1], sample.fermi_energy_ev, half_gap_ev=0.3, n_points=4)
-    level = float(eigenvalues(h, sample.operator("overlap"), k_frac[:1])[0, 0, 12])
+        contour_populations(runner, k_frac, fermi, half_gap_ev=0.3, n_points=4)
+    level = float(eigenvalues(h, s, k_frac[:1])[0, 0, 12])
     with pytest.raises(SolverError, match="electrons by the contour"):
         contour_populations(runner, k_frac[:1], level + 1e-3)
     with pytest.raises(SolverError, match="below all states"):
         contour_populations(runner, k_frac[:1], -500.0)
     with pytest.raises(ConfigError, match="half a gap of 0"):
-        contour_populations(runner, k_frac, sample.fermi_energy_ev, half_gap_ev=0)
+        contour_populations(runner, k_frac, fermi, half_gap_ev=0)
 
 
 @pytest.fixture(scope="module")
