@@ -25,7 +25,7 @@ from .tetrahedron import density_weights, occupied_weights, tetrahedra
 
 __all__ = ["DensityOfStates", "Method", "density_of_states", "number_of_states", "spin_weights", "tetrahedron_density"]
 
-Method = Literal["gaussian", "tetrahedron"]
+Method = Literal["gaussian", "tetrahedron", "quartic"]
 
 # Terms that are evaluated at a time: some 100 MB of work space.
 _CHUNK = 2**20
@@ -44,7 +44,8 @@ class DensityOfStates:
     integrated : (n_channel, n_e) states below each energy, counted from the lowest state and not from the window.
     projected : (n_projections, n_channel, n_e) states/eV.
     labels : of the projections.
-    method, width_ev : how; the width is the Gaussian's standard deviation, 0 for tetrahedra.
+    method, width_ev : how; the width is the Gaussian's standard deviation, 0 for tetrahedra. ``quartic`` is that of
+        :mod:`postprocess.solvers.broadened`, without single states.
     """
 
     energies_ev: NDArray[np.float64]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ from .solver import SparseSolver, add_solver_arguments, solver_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from postprocess.solvers.error_bars import BondErrors
     from postprocess.solvers.pencil import SparsePencil
     from postprocess.solvers.tasks import Shard
 
@@ -49,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     text += "without --shard joins them"
     add("--shard", metavar="i/n", help=text)
+    text = "errors of H, for an error of each level: …_uncertainty.npz of `hamnet predict`, output of `hamnet evaluate "
+    text += "--json`, or a number in meV (docs/error_bars.md)"
+    add("--errors", metavar="FILE|MEV", help=text)
     outside = parser.add_mutually_exclusive_group()
     text = "write H(k), S(k) and a SLEPc script for the --nearest states of one k into a folder, and stop"
     outside.add_argument("--export", type=Path, metavar="DIR", help=text)
@@ -60,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from hamnet.bloch import n_channels
+    from postprocess.solvers.error_bars import ghost_warning, level_errors
     from postprocess.solvers.pencil import SparsePencil
     from postprocess.solvers.petsc import import_window
     from postprocess.solvers.results import write_states
@@ -79,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
         low, high = (zero + end for end in args.window)
         tasks = [WindowTask(*place, low, high) for place in places]  # type: ignore[arg-type]
     # Counts certify the states of every back-end, the dense one included.
-    keep = Keep(spin=hamiltonian.n_spin > 1, vectors=args.vectors)
+    bonds = None if args.errors is None else _bond_errors(args, source)
+    keep = Keep(spin=hamiltonian.n_spin > 1, vectors=args.vectors or bonds is not None)
     if args.export is not None:
         return _export(args, SparsePencil(hamiltonian, overlap), places, zero)
     with solver_of(args, hamiltonian, overlap, certified=True) as solver:
@@ -93,7 +101,12 @@ def run(args: argparse.Namespace) -> int:
                 states = runner.run(tasks, shard=shard, on_progress=progress)
         if shard is None:
             attributes = {"sample": source.sample.name, "zero_eV": zero, "n_spin": hamiltonian.n_spin}
-            write_states(args.output, states, attributes)
+            kept = states if args.vectors else [replace(state, vectors=None) for state in states]
+            write_states(args.output, kept, attributes)
+        errors = None if bonds is None else [level_errors(state, runner.pencil, bonds) for state in states]
+    warning = ghost_warning(states)
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
     result = {
         "sample": source.sample.name,
         "output": None if shard else str(args.output),
@@ -108,6 +121,8 @@ def run(args: argparse.Namespace) -> int:
         "window_by_k_eV": [[s.low_ev, s.high_ev] for s in states],
         "residual_max_eV": max((s.residual_ev for s in states), default=0.0),
         "softness_max": max((float(s.softness.max(initial=0.0)) for s in states), default=0.0),
+        "level_error_by_k_meV": None if errors is None else [1000 * e for e in errors],
+        "warning": warning,
         "n_factorisations": sum(s.n_factors for s in states),
         "n_block_solves": sum(s.n_solves for s in states),
     }
@@ -118,11 +133,27 @@ def run(args: argparse.Namespace) -> int:
         f"{result['sample']}: {result['n_states']} states at {result['n_k']} k, all that the counts say; "
         f"largest residual {result['residual_max_eV']:.1e} eV"
     )
+    if errors is not None and any(map(len, errors)):
+        every = 1000 * np.concatenate(errors)
+        print(f"errors of levels against each other: {every.min():.2g} to {every.max():.2g} meV (standard deviation)")
     print(
         f"{result['n_factorisations']} factorisations ({result['backend']}), {result['n_block_solves']} block solutions"
     )
     print(f"wrote {args.output}" if shard is None else f"part {args.shard} is in {args.partial}")
     return 0
+
+
+def _bond_errors(args: argparse.Namespace, source: Source) -> BondErrors:
+    from postprocess.solvers.error_bars import bond_errors, read_pair_errors
+
+    from .sources import hamiltonian_of
+
+    hamiltonian, structure = hamiltonian_of(source), source.sample.structure
+    try:
+        error = float(args.errors) / 1000
+    except ValueError:
+        error = read_pair_errors(args.errors, structure, hamiltonian.pairs)[0]
+    return bond_errors(structure, hamiltonian.pairs, error, hamiltonian.n_spin)
 
 
 def _export(args: argparse.Namespace, pencil: SparsePencil, places: Sequence[Place], zero: float) -> int:

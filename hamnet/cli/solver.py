@@ -173,6 +173,16 @@ class SparseSolver:
         )
         return level
 
+    def states_below(self, k_frac: NDArray[np.float64], energy_ev: float) -> NDArray[np.float64]:
+        """(n_channels,) states per cell below an energy, counted, mean over k; two electrons each without spin."""
+        from postprocess.solvers.states import Keep
+        from postprocess.solvers.tasks import CountTask
+
+        n = self.pencil.n_channels
+        tasks = [CountTask(tuple(map(float, k)), channel, energy_ev) for k in k_frac for channel in range(n)]  # type: ignore[arg-type]
+        counts = self.runner(Keep(), "counts").run(tasks)
+        return np.reshape(counts, (-1, n)).mean(axis=0) * self.pencil.electrons_per_state
+
     def vectors(self, what: str, k_frac: NDArray[np.float64], window_ev: tuple[float, float]) -> Iterator[KStates]:
         """States with vectors at each k, one k at a time: vectors of large cells fill the memory."""
         from postprocess.solvers.states import Keep

@@ -101,6 +101,32 @@ def test_density_of_states_of_windows_is_that_of_all_states(supercell, call, tmp
         np.testing.assert_allclose(ours[key], exact[key], atol=1e-6)
 
 
+def test_density_without_states_is_the_kernel_on_each_level(supercell, call, tmp_path):
+    words = ("--mesh", "1", "1", "1", "--method", "quartic", "--width", "0.1", "--window", "-1", "1", "--fermi", "-6")
+    code, result, _ = call("dos", supercell, *words, "--project", "species", "-o", tmp_path / "q.png", "--json")
+    assert code == 0
+    sample, found = load_sample(supercell), np.load(tmp_path / "q.npz")
+    levels = solve_bands(sample.hamiltonian, sample.overlap, [[0.0, 0.0, 0.0]]).energies_ev[0, 0]
+    x = (found["energies_eV"][:, None] - levels) / 0.1
+    np.testing.assert_allclose(
+        found["total_states_per_eV"][0], (np.sqrt(2) / np.pi / 0.1 / (1 + x**4)).sum(1), rtol=1e-6
+    )
+    np.testing.assert_allclose(found["projected_states_per_eV"].sum(0), found["total_states_per_eV"], rtol=1e-6)
+    assert found["integrated_states"][0, 0] == (levels < found["energies_eV"][0]).sum()
+    assert result["n_factorisations"] > 20
+
+
+def test_errors_of_h_become_errors_of_levels(supercell, call, tmp_path):
+    words = ("--fermi", "-6", "--nearest", "8", "-o", tmp_path / "s.h5", "--json", *SPARSE)
+    found = [call("solve", supercell, *words, "--errors", error)[1]["level_error_by_k_meV"][0] for error in (1, 2)]
+    assert min(found[0]) > 0
+    np.testing.assert_allclose(found[1], 2 * np.array(found[0]))
+    assert read_states(tmp_path / "s.h5")[0].vectors is None, "vectors are written only if asked for"
+    code, _, err = call("solve", supercell, *words, "--errors", tmp_path / "s.h5")
+    assert code == 2
+    assert "_uncertainty.npz" in err
+
+
 def test_tetrahedra_of_a_window_are_refused(supercell, call, tmp_path):
     code, _, err = call("dos", supercell, "--method", "tetrahedron", "-o", tmp_path / "d.png", *SPARSE)
     assert code == 2
