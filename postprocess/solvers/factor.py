@@ -125,8 +125,8 @@ class CertifiedFactor:
         return x + self.factor.solve(self.residual(x, b))
 
 
-# Backward errors up to here do not show in states: their energies are refined with H and S themselves.
-_EXACT_EV = 1e-9
+# Backward errors up to here, that of converged states, do not show: energies are refined with H and S themselves.
+_EXACT_EV = 1e-8
 # A shift is safe if the nearest eigenvalue is so many backward errors away.
 _SAFETY = 30.0
 
