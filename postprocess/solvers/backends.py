@@ -139,7 +139,7 @@ def choose(pencil: SparsePencil, backend: str = "auto", *, memory_limit_bytes: f
     elif mkl_library() is not None:
         preferred, reason = "mkl", "mkl: installed, and the fastest or as fast as any other"
     else:
-        preferred, reason = "multifrontal", "multifrontal: MKL is not installed (pip install 'hamnet[mkl]': up to 20 % faster)"
+        preferred, reason = "multifrontal", "multifrontal: MKL is not installed (hamnet[mkl], up to 20 % faster)"
     if preferred in fitting:
         return Choice(found[preferred], reason)
     if not fitting:
