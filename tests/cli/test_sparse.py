@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from hamnet.cli.main import main
 from hamnet.cli.sources import load_sample
 from hamnet.eigen import eigenstates
 from hamnet.store import write_samples
-from hamnet.supercell import tile_operator, tile_structure
 from postprocess.bands import solve_bands
 from postprocess.solvers.results import read_states
 
@@ -28,26 +26,11 @@ def vector_run(tracked):
 
 
 @pytest.fixture(scope="module")
-def supercell(vector_run, tmp_path_factory):
+def supercell(vector_run, tile_sample, tmp_path_factory):
     """A set with the run on 3×3 cells, as a prediction would leave it: without a Fermi level."""
-    sample, matrix = load_sample(vector_run), np.diag([3, 3, 1])
-    large = replace(
-        sample,
-        name="3x3",
-        structure=tile_structure(sample.structure, matrix),
-        overlap=tile_operator(sample.operator("overlap"), matrix),
-        hamiltonian=tile_operator(sample.operator("hamiltonian"), matrix),
-        density=None,
-        n_electrons=270,
-        fermi_energy_ev=None,
-        forces_ev_per_ang=None,
-        constraint_field_ev=None,
-        charges=None,
-        computed_moments=None,
-        provenance={"predicted": True},
-    )
+    changes = {"name": "3x3", "fermi_energy_ev": None, "provenance": {"predicted": True}}
     path = tmp_path_factory.mktemp("sparse") / "set.h5"
-    write_samples(path, [large])
+    write_samples(path, [tile_sample(load_sample(vector_run), np.diag([3, 3, 1]), **changes)])
     return path
 
 

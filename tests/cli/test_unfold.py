@@ -14,7 +14,6 @@ from matplotlib.text import Text
 from hamnet.cli.main import main
 from hamnet.cli.sources import load_sample
 from hamnet.store import write_samples
-from hamnet.supercell import tile_operator, tile_structure
 from postprocess.bands import solve_bands
 from postprocess.kpath import k_path
 from postprocess.unfold import UnfoldedBands
@@ -30,22 +29,9 @@ def primitive(tracked):
 
 
 @pytest.fixture(scope="module")
-def tiled(primitive, tmp_path_factory):
+def tiled(primitive, tile_sample, tmp_path_factory):
     """A set with the run on a √3×√3 cell, and a copy of it with an atom out of place."""
-    sample = load_sample(primitive)
-    large = replace(
-        sample,
-        name="tiled",
-        structure=tile_structure(sample.structure, ROOT3),
-        overlap=tile_operator(sample.operator("overlap"), ROOT3),
-        hamiltonian=tile_operator(sample.operator("hamiltonian"), ROOT3),
-        density=None,
-        n_electrons=90,
-        forces_ev_per_ang=None,
-        constraint_field_ev=None,
-        charges=None,
-        computed_moments=None,
-    )
+    large = tile_sample(load_sample(primitive), ROOT3, name="tiled")
     positions = large.structure.positions.copy()
     positions[4] += [0.0, 0.0, 1.2]
     strayed = replace(large, name="strayed", structure=replace(large.structure, positions=positions))
