@@ -167,15 +167,15 @@ def report(stages: list[Stage]) -> str:
 
     lines = ["| superlattice | stage | wall, s | CPU, s | memory, GB | |", "|---|---|---|---|---|---|"]
     for stage in stages:
-        cells = (stage.texture, stage.verb, f"{stage.seconds:.0f}", f"{stage.cpu_seconds:.0f}", f"{stage.memory_gb:.1f}")
-        lines.append(f"| {' | '.join(cells)} | {found(stage)} |")
+        numbers = f"{stage.seconds:.0f} | {stage.cpu_seconds:.0f} | {stage.memory_gb:.1f}"
+        lines.append(f"| {stage.texture} | {stage.verb} | {numbers} | {found(stage)} |")
     total = sum(stage.seconds for stage in stages)
     lines += ["", f"All together {total / 60:.1f} minutes.", ""]
     sizes = [stage.result["dimension"] for stage in stages if stage.verb == "solve"]
     if sizes:
         cost = DenseCost(1, 1, sizes[0], 9 * 16e-9 * sizes[0] ** 2)
         lines.append(
-            f"One SCF step of a DFT code diagonalises a matrix of the same dimension whole ({cost}), and does much more."
+            f"One SCF step of a DFT code diagonalises a matrix of this dimension whole ({cost}), and does much more."
         )
     return "\n".join(lines) + "\n"
 
