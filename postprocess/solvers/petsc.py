@@ -20,7 +20,7 @@ from ..files import replacing
 from .factor import Analysis
 from .lanczos import rayleigh_ritz
 from .pencil import BlochPencil
-from .window import Window, factor_off_states, residual_ev
+from .window import Window, checked_residual_ev, factor_off_states
 
 __all__ = ["export_pencil", "import_window"]
 
@@ -109,12 +109,7 @@ def import_window(analysis: Analysis | None, at: BlochPencil, folder: str | Path
         )  # fmt: skip
     x = _read_vectors(folder / "vectors.petsc", at.dim)
     energies, vectors = rayleigh_ritz(at, x)
-    missed = residual_ev(at, energies, vectors)
-    if missed > _LARGEST_RESIDUAL_EV:
-        raise SolverError(
-            f"vectors with a residual of {missed:.2g} eV", expected=f"states, to {_LARGEST_RESIDUAL_EV:g} eV",
-            remedy="solve again with a smaller tolerance", path=folder,
-        )  # fmt: skip
+    missed = checked_residual_ev(at, energies, vectors)
     margin = 1e-6
     low, high = float(energies[0]) - margin, float(energies[-1]) + margin
     if analysis is None:
@@ -129,9 +124,6 @@ def import_window(analysis: Analysis | None, at: BlochPencil, folder: str | Path
             remedy="solve again for more states, or with another shift", path=folder,
         )  # fmt: skip
     return Window(at.k_frac, at.channel, low, upper.sigma_ev, energies, vectors, below, missed, n_low + n_high, 0)
-
-
-_LARGEST_RESIDUAL_EV = 1e-4
 
 
 def _write_matrix(path: Path, at: BlochPencil, data: NDArray[np.complex128]) -> None:

@@ -26,7 +26,7 @@ from .factor import Analysis
 from .overlap import OverlapCheck
 from .pencil import SparsePencil
 from .states import Keep, States, describe
-from .window import factor_off_states, nearest_window, solve_window
+from .window import count_below, nearest_window, solve_window
 
 __all__ = ["CountTask", "NearestTask", "Runner", "Shard", "WindowTask"]
 
@@ -42,8 +42,7 @@ class CountTask:
     energy_ev: float
 
     def run(self, pencil: SparsePencil, analysis: Analysis, keep: Keep) -> int:
-        factor, _ = factor_off_states(analysis, pencil.at(self.k_frac, self.channel), self.energy_ev)
-        return factor.inertia.negative
+        return count_below(analysis, pencil.at(self.k_frac, self.channel), self.energy_ev)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from .factor import Analysis, CertifiedFactor, SingularFactorError, certified_fa
 from .lanczos import states_near
 from .pencil import BlochPencil
 
-__all__ = ["Window", "count_below", "factor_off_states", "nearest_window", "residual_ev", "solve_window"]
+__all__ = ["Window", "checked_residual_ev", "count_below", "factor_off_states", "nearest_window", "solve_window"]
 
 ComplexArray = NDArray[np.complex128]
 
@@ -27,6 +27,8 @@ _PER_SHIFT = 50
 # Edges stay so far from states: far above the error of the states, far below their spacing.
 _EDGE_GAP_EV = 1e-6
 _MOVES = 8
+# Vectors with a larger residual |Hc − ESc| / |c| are no states: converged ones have 1e-6 and less.
+_LARGEST_RESIDUAL_EV = 1e-4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,7 +149,7 @@ def nearest_window(
         del checked
     chosen = slice(first + 1, last + 1)
     if counts[1][1] - counts[0][1] == last - first:
-        residual = residual_ev(at, energies[chosen], found.vectors[:, chosen])
+        residual = checked_residual_ev(at, energies[chosen], found.vectors[:, chosen])
         return Window(
             at.k_frac, at.channel, counts[0][0], counts[1][0], energies[chosen], found.vectors[:, chosen],
             counts[0][1], residual, n_factors, found.n_solves,
@@ -196,7 +198,7 @@ def _searched(
         open_intervals += [(half, (high, above)), ((low, below), half)]
     # States of neighbouring shifts are orthogonal only as far as they have converged.
     levels, states = _joined(at, vectors)
-    residual = residual_ev(at, levels, states)
+    residual = checked_residual_ev(at, levels, states)
     return Window(at.k_frac, at.channel, lower[0], upper[0], levels, states, lower[1], residual, n_factors, n_solves)
 
 
@@ -213,7 +215,13 @@ def _joined(at: BlochPencil, parts: list[ComplexArray]) -> tuple[NDArray[np.floa
     return levels[order], states[:, order]
 
 
-def residual_ev(at: BlochPencil, energies: NDArray[np.float64], x: ComplexArray) -> float:
-    """Largest |Hc − ESc| / |c| of states."""
+def checked_residual_ev(at: BlochPencil, energies: NDArray[np.float64], x: ComplexArray) -> float:
+    """Largest |Hc − ESc| / |c| of states. Raises :class:`SolverError` where these are none."""
     missed = at.h @ x - at.apply_s(x) * energies
-    return float((np.linalg.norm(missed, axis=0) / np.linalg.norm(x, axis=0)).max(initial=0.0))
+    found = float((np.linalg.norm(missed, axis=0) / np.linalg.norm(x, axis=0)).max(initial=0.0))
+    if not found < _LARGEST_RESIDUAL_EV:
+        raise SolverError(
+            f"vectors with a residual of {found:.2g} eV", expected=f"states, to {_LARGEST_RESIDUAL_EV:g} eV",
+            remedy="take another back-end; vectors of another program: solve again with a smaller tolerance",
+        )  # fmt: skip
+    return found
