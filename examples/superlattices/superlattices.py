@@ -87,7 +87,7 @@ def walls(work: Work, cells: int, hint: float) -> None:
     long = PERIOD * max(1, round(LENGTH_PER_CELL * cells / PERIOD))
     words = ("walls", RUN, "--supercell", "1", str(long), "1", "--along", "b", "--type", "neel", "--width", "10")
     level = work.predicted("walls", words, hint)
-    work.unfolded("walls", (2, long), level, "G=0,0,0 M=0,1/2,0", long // 4 + 1, (-0.45, 0.5), "spin-z")
+    work.unfolded("walls", (2, long), level, "G=0,0,0 M=0,1/2,0", long // 4 + 1, (-0.45, 0.5), "species")
 
 
 def skyrmion(work: Work, cells: int, hint: float) -> None:
@@ -98,8 +98,10 @@ def skyrmion(work: Work, cells: int, hint: float) -> None:
     top = work.stages[-1].result["vbm_eV"]
     options = ("--fermi", str(top - 0.005), "--nearest", "32", "-o", "skyrmion_states.h5")
     work.hamnet("skyrmion", "solve", "skyrmion.h5", *options)
-    low = top - level - 0.06
-    work.unfolded("skyrmion", (cells, cells), level, "G=0,0,0 M=0,1/2,0", cells // 2 + 1, (low, low + 0.07), "spin-z")
+    # The window is narrow, for each 0.1 eV of so many atoms holds hundreds of states; so is the path about Γ.
+    window = (round(top - level - 0.14, 3), round(top - level + 0.01, 3))
+    path = "A=0,-1/4,0 G=0,0,0 B=0,1/4,0"
+    work.unfolded("skyrmion", (cells, cells), level, path, 2 * (cells // 4) + 1, window, "spin-z")
 
 
 @dataclass
