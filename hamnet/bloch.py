@@ -21,7 +21,7 @@ from torch import Tensor
 from .blocks import BlockOperator
 from .structure import Structure
 
-__all__ = ["Gauge", "bloch_blocks", "bloch_csr", "bloch_dense", "channel_blocks", "n_channels"]
+__all__ = ["Gauge", "bloch_blocks", "bloch_csr", "bloch_dense", "channel_block", "channel_blocks", "n_channels"]
 
 Gauge = Literal["lattice", "atomic"]
 
@@ -35,20 +35,22 @@ def n_channels(operator: BlockOperator) -> int:
     return 2 if operator.n_spin == 2 else 1
 
 
+def channel_block(block: Tensor) -> Tensor:
+    """(n, n_channel, n_row·s, n_col·s) of blocks (n, n_spin, n_row, n_col): as they stand in the assembled matrices."""
+    n, n_spin, rows, cols = block.shape
+    if n_spin == 1:
+        return block
+    if n_spin == 2:
+        return torch.stack([block[:, 0] + block[:, 1], block[:, 0] - block[:, 1]], dim=1)
+    complex_type = torch.promote_types(block.dtype, torch.complex64)
+    pauli = _PAULI.to(device=block.device, dtype=complex_type)
+    spinor = torch.einsum("nsab,sxy->naxby", block.to(complex_type), pauli)
+    return spinor.reshape(n, 1, 2 * rows, 2 * cols)
+
+
 def channel_blocks(operator: BlockOperator) -> tuple[Tensor, ...]:
-    """Per group (n_pairs, n_channel, n_row·s, n_col·s): the blocks as they stand in the assembled matrices."""
-    if operator.n_spin == 1:
-        return operator.blocks
-    if operator.n_spin == 2:
-        return tuple(torch.stack([b[:, 0] + b[:, 1], b[:, 0] - b[:, 1]], dim=1) for b in operator.blocks)
-    result = []
-    for block in operator.blocks:
-        complex_type = torch.promote_types(block.dtype, torch.complex64)
-        pauli = _PAULI.to(device=block.device, dtype=complex_type)
-        spinor = torch.einsum("nsab,sxy->naxby", block.to(complex_type), pauli)
-        n, rows, _, cols, _ = spinor.shape
-        result.append(spinor.reshape(n, 1, 2 * rows, 2 * cols))
-    return tuple(result)
+    """:func:`channel_block` of each group."""
+    return tuple(channel_block(block) for block in operator.blocks)
 
 
 def _phases(operator: BlockOperator, k_frac: NDArray, gauge: Gauge, structure: Structure | None) -> NDArray:

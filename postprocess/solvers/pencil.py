@@ -17,9 +17,10 @@ from typing import Self
 
 import numpy as np
 import scipy.sparse
+import torch
 from numpy.typing import ArrayLike, NDArray
 
-from hamnet.bloch import channel_blocks, n_channels
+from hamnet.bloch import channel_block, n_channels
 from hamnet.blocks import BlockOperator
 from hamnet.errors import SolverError
 
@@ -323,9 +324,10 @@ def _portions(
 ) -> Iterator[tuple[NDArray, NDArray, int, ComplexArray]]:
     """Rows, columns, number of the shift and blocks (n, n_channel, …) of the pairs of one group and one shift."""
     pairs = operator.pairs
-    for group, blocks in zip(pairs.groups, channel_blocks(operator), strict=True):
-        values = blocks.detach().cpu().numpy()
+    for group, blocks in zip(pairs.groups, operator.blocks, strict=True):
         here = of_pair[group.pairs]
         for shift in np.unique(here):
             chosen = np.flatnonzero(here == shift)
-            yield pairs.row[group.pairs][chosen], pairs.col[group.pairs][chosen], int(shift), values[chosen]
+            # Spinors of these pairs alone: those of all together would be the largest array.
+            values = channel_block(blocks[torch.from_numpy(chosen)].detach()).cpu().numpy()
+            yield pairs.row[group.pairs][chosen], pairs.col[group.pairs][chosen], int(shift), values
