@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import tempfile
 import time
@@ -17,7 +18,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-__all__ = ["AtomicCheckpointIO", "Checkpoints", "History", "Reporter", "write_text"]
+__all__ = ["AtomicCheckpointIO", "Checkpoints", "GrowthWarning", "History", "Reporter", "write_text"]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -148,6 +149,25 @@ def _remaining(module: Any) -> str:
     if not 0 < module.done < 1:
         return ""
     return f", about {module.time_spent_s * (1 / module.done - 1) / 60:.1f} min left"
+
+
+class GrowthWarning(Callback):
+    """Says once that the loss has grown far above the smallest so far: steps are too long for these data."""
+
+    def __init__(self, say: Callable[[str], None], factor: float = 100.0) -> None:
+        self.say, self.factor = say, factor
+        self._smallest, self._said = math.inf, False
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        loss = float(trainer.callback_metrics["train_loss"])
+        if not self._said and loss > self.factor * self._smallest:
+            self._said = True
+            rate = trainer.optimizers[0].defaults["lr"]
+            self.say(
+                f"warning: the loss has grown from {self._smallest:.3g} to {loss:.3g}: steps are too long for these "
+                f"data, as for several materials in one set. Lower optimiser.lr, now {rate:g}, to a third"
+            )
+        self._smallest = min(self._smallest, loss)
 
 
 class Reporter(Callback):

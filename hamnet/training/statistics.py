@@ -21,6 +21,8 @@ from hamnet.structure import Structure
 __all__ = ["calibrate", "fit_readout", "fit_weights", "mean_neighbours", "moment_scales"]
 
 _MOST_GAIN = 100.0
+# Features of this size are rounding in single precision; what is wanted is of order 1.
+_ABSENT = 1e-7
 _RIDGE = 1e-9
 
 
@@ -94,8 +96,9 @@ def calibrate(model: HamiltonianModel, graph: Graph) -> None:
 
     Kind by kind (l, parity, spin irrep), stage by stage. Without it the moments of the neighbours arrive a hundred
     times weaker than an atom's own species, and what depends on both, like m_i · m_j in an on-site energy, is learned
-    last. The idea is that of Mishkin and Matas (2016), arXiv:1511.06422. Kinds that are absent, as pseudoscalars in a
-    crystal with a mirror, are scaled by no more than `_MOST_GAIN`.
+    last. The idea is that of Mishkin and Matas (2016), arXiv:1511.06422. Weak kinds are scaled by no more than
+    `_MOST_GAIN`; those that the symmetry of the crystal forbids, as pseudoscalars beside a mirror, not at all: they are
+    rounding, which would grow from stage to stage.
     """
     for linear, wanted in model.stages():
         seen: list[torch.Tensor] = []
@@ -108,7 +111,8 @@ def calibrate(model: HamiltonianModel, graph: Graph) -> None:
         kinds.index_put_(index, square, accumulate=True)
         counts = torch.zeros_like(kinds).index_put_(index, torch.ones_like(square), accumulate=True)
         size = (kinds / counts).sqrt()
-        linear.weight.mul_(wanted / size.clamp(min=1 / _MOST_GAIN)[..., None, None])
+        gain = torch.where(size > _ABSENT, wanted / size.clamp(min=1 / _MOST_GAIN), 1.0)
+        linear.weight.mul_(gain[..., None, None])
 
 
 @torch.no_grad()

@@ -321,3 +321,19 @@ def test_every_spin_kind_trains_and_predicts_in_its_own_mode(tiny, tracked, tmp_
     found = evaluate(loaded, [(sample, None)]).to_dict()
     assert found["mae_meV"] == pytest.approx(result["errors"]["train"]["mae_meV"], rel=1e-4)
     assert found["bands_mean_meV"] > 0
+
+
+def test_a_loss_that_grows_is_told_once_with_the_remedy():
+    from types import SimpleNamespace
+
+    from hamnet.training.callbacks import GrowthWarning
+
+    said: list[str] = []
+    callback = GrowthWarning(said.append)
+    optimiser = SimpleNamespace(defaults={"lr": 0.01})
+    for loss in (5.0, 1.0, 90.0, 120.0, 1e6):
+        trainer = SimpleNamespace(callback_metrics={"train_loss": loss}, optimizers=[optimiser])
+        callback.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+    assert len(said) == 1
+    assert "from 1 to 120" in said[0]
+    assert "optimiser.lr" in said[0]
