@@ -77,7 +77,7 @@ def test_shards_count_apart_and_a_later_call_counts_nothing_again(case, tmp_path
     alone = count_states(Runner(pencil), K, GRID, **kwargs)
     for index in range(2):
         count_states(Runner(pencil, folder=tmp_path / "counts"), K, GRID, shard=Shard(index, 2), **kwargs)
-    monkeypatch.setattr("postprocess.solvers.tasks.factor_off_states", None)
+    monkeypatch.setattr("postprocess.solvers.tasks.count_below", None)
     together = count_states(Runner(pencil, folder=tmp_path / "counts"), K, GRID, **kwargs)
     for one, other in zip(alone.energies_ev + alone.counts, together.energies_ev + together.counts, strict=True):
         assert np.array_equal(one, other)
