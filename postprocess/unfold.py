@@ -32,10 +32,11 @@ from scipy.special import ndtr
 from hamnet.basis import Basis
 from hamnet.bloch import bloch_dense
 from hamnet.blocks import BlockOperator
-from hamnet.errors import BasisError, ConfigError, SolverError
+from hamnet.errors import BasisError, ConfigError
 from hamnet.structure import frozen
 
 from .grouping import Grouping
+from .lowdin import lowdin_amplitudes, square_roots
 from .tiling import Tiling, primitive_shifts
 
 __all__ = [
@@ -46,7 +47,6 @@ __all__ = [
     "UnfoldedBands",
     "energy_grid",
     "fold_orbitals",
-    "lowdin_amplitudes",
     "mean_overlap",
     "spectral_function",
     "supercell_k",
@@ -58,10 +58,6 @@ __all__ = [
 _SAME_K = 1e-8
 _GAUSSIAN_REACH = 8.3
 _CHUNK = 2**20
-# Lanczos finds the ends of the spectrum of S from inside; beyond them the expansion of the root would diverge.
-_MARGIN = 0.05
-_ROOT_ERROR = 1e-11
-_MOST_TERMS = 20_000
 _LEAST_ROWS, _MOST_ROWS = 400, 4000
 
 
@@ -181,80 +177,6 @@ def mean_overlap(overlap: BlockOperator, tiling: Tiling) -> tuple[BlockOperator,
     return mean, deviation
 
 
-def lowdin_amplitudes(overlap: NDArray | scipy.sparse.spmatrix, vectors: NDArray) -> NDArray[np.complex128]:
-    """S^{1/2} c: states on Löwdin's orthonormal orbitals.
-
-    A dense S is diagonalised; of a sparse one the root is expanded in Chebyshev polynomials to 1e-11, which takes about
-    13 √(condition) products with S.
-
-    Parameters
-    ----------
-    overlap : (n_orbitals, n_orbitals) S(K) without spin.
-    vectors : (dim, n), dim = n_orbitals or, with spinors, twice that.
-
-    Raises :class:`SolverError` where S is not positive definite.
-    """
-    n = overlap.shape[0]  # type: ignore[index]
-    flat = np.asarray(vectors).reshape(n, vectors.size // n)
-    result = _expanded_root(overlap, flat) if scipy.sparse.issparse(overlap) else _roots(np.asarray(overlap)) @ flat
-    return result.reshape(vectors.shape)
-
-
-def _roots(overlap: NDArray) -> NDArray[np.complex128]:
-    """Square roots of positive definite matrices (..., n, n)."""
-    values, vectors = np.linalg.eigh(overlap)
-    _check_positive(float(values.min()))
-    return (vectors * np.sqrt(values)[..., None, :]) @ vectors.conj().swapaxes(-1, -2)
-
-
-def _check_positive(smallest: float) -> None:
-    if not smallest > 0:
-        raise SolverError(
-            f"overlap matrix with smallest eigenvalue {smallest:.3g}", expected="a positive definite overlap"
-        )
-
-
-def _expanded_root(overlap, vectors: NDArray) -> NDArray:
-    matrix = scipy.sparse.csr_matrix(overlap)
-    start = np.random.default_rng(0).normal(size=len(vectors))  # the same S gives the same bits
-    ends = [
-        float(scipy.sparse.linalg.eigsh(matrix, 1, which=which, v0=start, return_eigenvectors=False, tol=1e-2)[0])  # type: ignore[arg-type]
-        for which in ("SA", "LA")
-    ]
-    _check_positive(ends[0])
-    low, high = ends[0] * (1 - _MARGIN), ends[1] * (1 + _MARGIN)
-    root = np.sqrt(high / low)
-    n_terms = int(np.ceil(np.log(1 / _ROOT_ERROR) / np.log((root + 1) / (root - 1)))) + 2
-    if n_terms > _MOST_TERMS:
-        raise SolverError(
-            f"overlap with smallest eigenvalue {ends[0]:.3g}: its root takes {n_terms} products",
-            expected=f"at most {_MOST_TERMS}",
-            remedy="unfold with a dense overlap",
-        )
-    centre, half = (high + low) / 2, (high - low) / 2
-    nodes = np.cos(np.pi * (np.arange(n_terms) + 0.5) / n_terms)
-    coefficients = np.asarray(scipy.fft.dct(np.sqrt(centre + half * nodes))) / n_terms
-    coefficients[0] /= 2
-
-    def scaled(x: NDArray) -> NDArray:
-        return (matrix @ x - centre * x) / half
-
-    before, now = vectors, scaled(vectors)
-    result = coefficients[0] * before + coefficients[1] * now
-    for coefficient in coefficients[2:]:
-        before, now = now, 2 * scaled(now) - before
-        result += coefficient * now
-    wanted = np.real(vectors.conj() * (matrix @ vectors)).sum(axis=0)
-    error = float(np.max(np.abs((np.abs(result) ** 2).sum(axis=0) - wanted), initial=0))
-    if not error <= 1e-8 * np.max(wanted, initial=0):
-        raise SolverError(
-            f"root of the overlap with an error of {error:.2g} in c†Sc",
-            expected="below 1e-8 of it",
-            remedy="unfold with a dense overlap",
-        )
-    return result
-
-
 # -- one K -------------------------------------------------------------------------------------------------------------
 
 
@@ -334,7 +256,7 @@ def _parts(
     parts = (waves @ cells.reshape(len(tiling), cells[0].size)).reshape(len(k_frac), *cells.shape[1:])
     if mean is None:
         return parts
-    root = _roots(bloch_dense(mean, k_frac).numpy()[:, 0])
+    root = square_roots(bloch_dense(mean, k_frac).numpy()[:, 0])
     return (root @ parts.reshape(*parts.shape[:2], parts.shape[2] * parts.shape[3])).reshape(parts.shape)
 
 

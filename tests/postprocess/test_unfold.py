@@ -20,6 +20,7 @@ from hamnet.supercell import tile_operator, tile_structure
 from postprocess.bands import solve_bands
 from postprocess.characters import mulliken_weights, overlap_product, spinor_spin
 from postprocess.grouping import group_orbitals
+from postprocess.lowdin import lowdin_amplitudes
 from postprocess.tiling import Tiling, match_primitive, primitive_shifts
 from postprocess.unfold import (
     KStates,
@@ -27,7 +28,6 @@ from postprocess.unfold import (
     UnfoldedBands,
     energy_grid,
     fold_orbitals,
-    lowdin_amplitudes,
     mean_overlap,
     spectral_function,
     supercell_k,

@@ -39,6 +39,22 @@ def turned(hamiltonian: BlockOperator, angle_rad: float, seed: int) -> BlockOper
     return BlockOperator(hamiltonian.basis, pairs, tuple(blocks))
 
 
+def _softened(overlap: BlockOperator, by: float) -> BlockOperator:
+    blocks = []
+    for group, block in zip(overlap.pairs.groups, overlap.blocks, strict=True):
+        here = np.flatnonzero(overlap.pairs.is_self[group.pairs])
+        block = block.clone()
+        block[here, 0] -= by * torch.eye(block.shape[-2], block.shape[-1], dtype=block.dtype)
+        blocks.append(block)
+    return BlockOperator(overlap.basis, overlap.pairs, tuple(blocks))
+
+
+@pytest.fixture(scope="session")
+def softened() -> Callable[[BlockOperator, float], BlockOperator]:
+    """``softened(overlap, by)``: S − by·1, soft for `by` just below its smallest eigenvalue, indefinite above."""
+    return _softened
+
+
 @pytest.fixture(scope="session")
 def layer(tracked) -> Callable[[str], Sample]:
     """``layer("nibr2_1x1_nc")``: the sample of a tracked set with a single run."""

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import scipy.linalg
-import torch
 
-from hamnet.blocks import BlockOperator
 from hamnet.errors import SolverError
 from postprocess.solvers.dense import Dense
 from postprocess.solvers.factor import SingularFactorError, certified_factor
@@ -108,17 +106,6 @@ def test_count_rises_by_the_multiplicity_across_a_degenerate_level(superlattice,
     assert count_below(analysis, at, level + 2e-5) - count_below(analysis, at, level - 2e-5) == sizes.max()
 
 
-def _soft(overlap: BlockOperator, by: float) -> BlockOperator:
-    """S − by·1."""
-    blocks = []
-    for group, block in zip(overlap.pairs.groups, overlap.blocks, strict=True):
-        here = np.flatnonzero(overlap.pairs.is_self[group.pairs])
-        block = block.clone()
-        block[here, 0] -= by * torch.eye(block.shape[-2], block.shape[-1], dtype=block.dtype)
-        blocks.append(block)
-    return BlockOperator(overlap.basis, overlap.pairs, tuple(blocks))
-
-
 @pytest.fixture(scope="module")
 def operators(tiled):
     """H, S of a small superlattice, and the smallest eigenvalue of S(k)."""
@@ -127,9 +114,9 @@ def operators(tiled):
     return h, s, float(scipy.linalg.eigvalsh(dense)[0])
 
 
-def test_almost_singular_overlap_is_counted_right(operators, backend):
+def test_almost_singular_overlap_is_counted_right(operators, softened, backend):
     h, s, smallest = operators
-    at = SparsePencil(h, _soft(s, smallest - 1e-4)).at(GENERIC)
+    at = SparsePencil(h, softened(s, smallest - 1e-4)).at(GENERIC)
     levels = _levels(at)
     assert scipy.linalg.eigvalsh(at.dense()[1])[0] == pytest.approx(1e-4, rel=1e-6)
     assert levels[-1] > 500  # what a soft direction does to the top of the spectrum

@@ -181,22 +181,12 @@ def test_superlu_with_pivots_off_the_diagonal_gives_no_count(superlattice, monke
         analysis.factor(at.h_data)
 
 
-def _less(overlap: BlockOperator, by: float) -> BlockOperator:
-    blocks = []
-    for group, block in zip(overlap.pairs.groups, overlap.blocks, strict=True):
-        here = np.flatnonzero(overlap.pairs.is_self[group.pairs])
-        block = block.clone()
-        block[here, 0] -= by * torch.eye(block.shape[-2], block.shape[-1], dtype=block.dtype)
-        blocks.append(block)
-    return BlockOperator(overlap.basis, overlap.pairs, tuple(blocks))
-
-
 @pytest.mark.parametrize("name", ["dense", "multifrontal", "superlu"])
-def test_an_overlap_with_few_negative_eigenvalues_is_counted_and_named(tiled, name):
+def test_an_overlap_with_few_negative_eigenvalues_is_counted_and_named(tiled, softened, name):
     h, s = tiled(2, 2)
     smallest = scipy.linalg.eigvalsh(SparsePencil(h, s).at(GENERIC).dense()[1])
     for by in (smallest[0] - 1e-4, smallest[3] + 1e-4):
-        pencil = SparsePencil(h, _less(s, by))
+        pencil = SparsePencil(h, softened(s, by))
         negative = int((scipy.linalg.eigvalsh(pencil.at(GENERIC).dense()[1]) < 0).sum())
         check = OverlapCheck(pencil, name)
         if negative:
@@ -207,9 +197,9 @@ def test_an_overlap_with_few_negative_eigenvalues_is_counted_and_named(tiled, na
     assert negative == 4
 
 
-def test_an_indefinite_overlap_does_not_give_a_window(tiled, backend):
+def test_an_indefinite_overlap_does_not_give_a_window(tiled, softened, backend):
     h, s = tiled(2, 2)
-    at = SparsePencil(h, _less(s, 0.2)).at(GENERIC)
+    at = SparsePencil(h, softened(s, 0.2)).at(GENERIC)
     with pytest.raises(SolverError, match="positive definite"):
         solve_window(backend(at.pencil), at, -8.0, -5.5)
 

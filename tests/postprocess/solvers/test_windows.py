@@ -8,7 +8,6 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 import scipy.linalg
-import torch
 
 from hamnet.errors import SolverError, StoreError
 from postprocess.bands import solve_bands
@@ -86,16 +85,9 @@ def test_a_window_upside_down_is_refused(small):
         solve_window(Multifrontal(small), small.at(K), 1.0, 0.0)
 
 
-def test_an_overlap_that_is_not_positive_is_named(tiled):
+def test_an_overlap_that_is_not_positive_is_named(tiled, softened):
     h, s = tiled(2, 2)
-    # Away from the diagonal untouched: S − x on the diagonal has negative eigenvalues for x above the smallest one.
-    blocks = [block.clone() for block in s.blocks]
-    here = s.pairs.is_self
-    for group, block in zip(s.pairs.groups, blocks, strict=True):
-        own = np.flatnonzero(here[group.pairs])
-        if len(own):
-            block[own, 0] -= 0.2 * torch.eye(block.shape[-1], dtype=block.dtype)
-    pencil = SparsePencil(h, type(s)(s.basis, s.pairs, tuple(blocks)))
+    pencil = SparsePencil(h, softened(s, 0.2))
     with pytest.raises(SolverError, match="positive definite"):
         nearest_window(Multifrontal(pencil), pencil.at(K), -6.0, 30)
     with pytest.raises(SolverError, match="negative eigenvalue"):
