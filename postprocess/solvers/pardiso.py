@@ -12,8 +12,6 @@ import ctypes
 import sys
 import time
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -115,8 +113,7 @@ class Pardiso:
         try:
             return PardisoFactor(handle, self._spare, np.ascontiguousarray(data[self._upper], np.complex128), start)
         except SolverError:
-            if not self._spare:
-                self._spare.append(handle)
+            _give_back(handle, self._spare)
             raise
 
     def _analysed(self) -> _Handle:
@@ -149,7 +146,7 @@ class PardisoFactor:
 
 def _give_back(handle: _Handle, spare: list[_Handle]) -> None:
     # One handle is kept for the next factor; those of further factors beside it are released.
-    if not spare:
+    if handle.reusable and not spare:
         spare.append(handle)
 
 
@@ -157,8 +154,7 @@ def _negative(handle: _Handle, values: ComplexArray) -> int:
     """Negative eigenvalues of D."""
     # Phase 332 with two right-hand sides at once returns something else.
     phase = np.exp(2j * np.pi * np.random.default_rng(0).random(handle.dim))
-    with _one_thread():
-        x, y = (handle.solve(_SOLVE_D, values, b[None])[0] for b in (np.ones_like(phase), phase))
+    x, y = (handle.solve_d(values, b) for b in (np.ones_like(phase), phase))
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise SingularFactorError("pivots that are not finite")
     alone = np.abs(y / phase - x) < _ALONE * np.abs(x)
@@ -168,23 +164,16 @@ def _negative(handle: _Handle, values: ComplexArray) -> int:
     return int((x[alone].real < 0).sum()) + in_pairs // 2
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Phase 332 on several threads leaves some rows unwritten (seen in MKL 2026.2)."""
-    set_threads = _library().MKL_Set_Num_Threads_Local
-    before = set_threads(1)
-    try:
-        yield
-    finally:
-        set_threads(before)
-
-
 @dataclass(eq=False)
 class _Handle:
-    """Memory of PARDISO for one factor, on the upper triangle (`indptr`, `indices`, from 0)."""
+    """Memory of PARDISO for one factor, on the upper triangle (`indptr`, `indices`, from 0).
+
+    reusable : whether another matrix may be factorised in it.
+    """
 
     indptr: NDArray
     indices: NDArray
+    reusable: bool = True
 
     def __post_init__(self) -> None:
         self.dim = len(self.indptr) - 1
@@ -215,6 +204,16 @@ class _Handle:
         x = np.empty_like(b)
         self._do(phase, values, b, x)
         return x
+
+    def solve_d(self, values: ComplexArray, b: ComplexArray) -> ComplexArray:
+        """D⁻¹ b for one right-hand side (dim,), on one thread: several leave rows unwritten (seen in MKL 2026.2)."""
+        before = _library().MKL_Set_Num_Threads_Local(1)
+        try:
+            return self.solve(_SOLVE_D, values, b[None])[0]
+        finally:
+            _library().MKL_Set_Num_Threads_Local(before)
+            # The next factorisation on several threads would write outside its memory.
+            self.reusable = _library().MKL_Get_Max_Threads() == 1
 
     def _do(self, phase: int, values: ComplexArray, b: ComplexArray, x: ComplexArray) -> None:
         pattern = self.indptr, self.indices
