@@ -173,7 +173,8 @@ def eigsh_case(cells: str, place: str) -> dict[str, Any]:
     s = scipy.sparse.csc_matrix(scipy.sparse.kron(s, scipy.sparse.identity(2)) if pencil.spinor else s)
     assert h.shape == s.shape == (n, n)
     del at
-    seconds, (energies, _) = timed(lambda: scipy.sparse.linalg.eigsh(h, k=N_STATES, M=s, sigma=fermi + SHIFTS_EV[place]))
+    sigma = fermi + SHIFTS_EV[place]
+    seconds, (energies, _) = timed(lambda: scipy.sparse.linalg.eigsh(h, k=N_STATES, M=s, sigma=sigma))
     return {"eigsh_s": seconds, "peak_megabytes": megabytes(), "first_ev": float(min(energies)),
             "last_ev": float(max(energies))}  # fmt: skip
 

@@ -108,7 +108,7 @@ def import_window(analysis: Analysis | None, at: BlochPencil, folder: str | Path
             expected=f"dimension {at.dim} at k = {at.k_frac.tolist()}", path=folder,
         )  # fmt: skip
     x = _read_vectors(folder / "vectors.petsc", at.dim)
-    energies, vectors = rayleigh_ritz(at, x)
+    energies, vectors = rayleigh_ritz(at, x, at.apply_s(x))
     missed = checked_residual_ev(at, energies, vectors)
     margin = 1e-6
     low, high = float(energies[0]) - margin, float(energies[-1]) + margin

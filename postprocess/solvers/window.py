@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hamnet.errors import SolverError
 
 from .factor import Analysis, CertifiedFactor, SingularFactorError, certified_factor
-from .lanczos import states_near
+from .lanczos import Lanczos, states_near
 from .pencil import BlochPencil
 
 __all__ = ["Window", "checked_residual_ev", "count_below", "factor_off_states", "nearest_window", "solve_window"]
@@ -27,6 +27,12 @@ _PER_SHIFT = 50
 # Edges stay so far from states: far above the error of the states, far below their spacing.
 _EDGE_GAP_EV = 1e-6
 _MOVES = 8
+# Steps that tell how the states lie around a shift; smaller matrices are solved in about as many.
+_SCOUTING_STEPS, _SCOUTED_DIM = 12, 1000
+# A shift lies in a gap if the nearest state is further away than this share of where the last one lies.
+_IN_GAP = 0.5
+# A side without states out to so many times that distance has none of the nearest. A window that missed some widens.
+_BESIDE, _WIDER = 1.2, 1.25
 # Vectors with a larger residual |Hc − ESc| / |c| are no states: converged ones have 1e-6 and less.
 _LARGEST_RESIDUAL_EV = 1e-4
 
@@ -109,18 +115,37 @@ def solve_window(
     upper, n_high = factor_off_states(analysis, at, high_ev, gap_ev=_EDGE_GAP_EV, direction=1)
     high, above = upper.sigma_ev, upper.inertia.negative
     del upper
-    return _searched(analysis, at, (low, below), (high, above), n_low + n_high, tolerance_ev, per_shift)
+    parts = _Parts([], n_low + n_high, 0)
+    _search(analysis, at, (low, below), (high, above), parts, tolerance_ev, per_shift)
+    return _joined(at, (low, below), (high, above), parts)
 
 
 def nearest_window(
     analysis: Analysis, at: BlochPencil, energy_ev: float, count: int, *, tolerance_ev: float = 1e-8
 ) -> Window:
-    """At least the `count` states nearest to an energy, in a window whose edges lie in gaps."""
+    """At least the `count` states nearest to an energy, in a window whose edges lie in gaps.
+
+    From inside bands the states are searched for around the energy itself. From a gap, which they are almost equally
+    far from, this would take long: there a few steps tell where they lie, and they are searched for from the edges of
+    the window, which have to be counted at anyway. A side of the gap that has nothing near is left out.
+    """
     if count >= at.dim - 2:
         raise SolverError(f"{count} states of a matrix of dimension {at.dim}", expected="fewer")
-    asked = min(count + 6, at.dim)
     factor, n_factors = factor_off_states(analysis, at, energy_ev)
-    found = states_near(factor, asked, tolerance_ev=tolerance_ev)
+    asked = min(count + 6, at.dim)
+    search = Lanczos(factor, asked)
+    if at.dim > _SCOUTED_DIM:
+        for _ in range(_SCOUTING_STEPS):
+            search.step()
+        energies, numbers = search.density()
+        away = energies - factor.sigma_ev
+        nearest, reach = _distances(np.abs(away), numbers, count)
+        if nearest > _IN_GAP * reach:
+            shift, n_solves = (factor.sigma_ev, factor.inertia.negative), search.n_solves
+            sides = [sign for sign in (-1, 1) if ((sign * away > 0) & (np.abs(away) < _BESIDE * reach)).any()]
+            del factor, search
+            return _from_edges(analysis, at, shift, count, reach, sides, (n_factors, n_solves), tolerance_ev)
+    found = search.states(tolerance_ev=tolerance_ev)
     energies = found.energies_ev
     if not found.complete or len(energies) < count + 2:
         raise SolverError(
@@ -129,46 +154,93 @@ def nearest_window(
             remedy="ask for a window of energies instead of a number of states",
         )
     shift = factor.sigma_ev, factor.inertia.negative
-    del factor
-    # Levels beyond the last may be missing copies: the edges lie inside, in the widest of the outermost gaps.
-    spare = max(1, (len(energies) - count) // 2)
-    gaps = np.diff(energies)
-    first = int(np.argmax(gaps[:spare]))
-    last = len(gaps) - spare + int(np.argmax(gaps[len(gaps) - spare :]))
-    # With all states on one side of the shift, in a gap, it is an edge that has been counted already.
-    above, below = bool(energies[0] > shift[0]), bool(energies[-1] < shift[0])
-    first, last = -1 if above else first, len(gaps) if below else last
+    del factor, search
+    # Levels beyond the last may be missing copies: each edge lies in the widest gap between the `count` nearest states
+    # and the distance of the last one.
+    away = np.abs(energies - shift[0])
+    reach = float(away.max())
+    places = np.concatenate([[shift[0] - reach], energies, [shift[0] + reach]])
+    wanted = 1 + np.flatnonzero(away <= np.partition(away, count - 1)[count - 1])
+    gaps = np.diff(places)
+    first, last = int(np.argmax(gaps[: wanted[0]])), int(wanted[-1] + np.argmax(gaps[wanted[-1] :]))
     counts = []
-    for place, known in ((first, above), (last, below)):
+    for place, known in ((first, bool(energies[0] > shift[0])), (last, bool(energies[-1] < shift[0]))):
         if known:
+            # With all states on one side of the shift, in a gap, it is an edge that has been counted already.
             counts.append(shift)
             continue
-        checked, more = factor_off_states(analysis, at, float(energies[place] + energies[place + 1]) / 2)
+        checked, more = factor_off_states(analysis, at, float(places[place] + places[place + 1]) / 2)
         counts.append((checked.sigma_ev, checked.inertia.negative))
         n_factors += more
         del checked
-    chosen = slice(first + 1, last + 1)
     if counts[1][1] - counts[0][1] == last - first:
-        residual = checked_residual_ev(at, energies[chosen], found.vectors[:, chosen])
-        return Window(
-            at.k_frac, at.channel, counts[0][0], counts[1][0], energies[chosen], found.vectors[:, chosen],
-            counts[0][1], residual, n_factors, found.n_solves,
-        )  # fmt: skip
-    return _searched(analysis, at, counts[0], counts[1], n_factors, tolerance_ev, _PER_SHIFT)
+        parts = _Parts([found.vectors[:, first:last]], n_factors, found.n_solves)
+    else:
+        parts = _Parts([], n_factors, found.n_solves)
+        _search(analysis, at, counts[0], counts[1], parts, tolerance_ev, _PER_SHIFT)
+    return _joined(at, counts[0], counts[1], parts)
 
 
-def _searched(
+def _distances(away: NDArray[np.float64], numbers: NDArray[np.float64], count: int) -> tuple[float, float]:
+    """Distance of the nearest state, and that within which about `count` and a few more lie.
+
+    away : (n,) distances of energies, ascending. numbers : (n,) of the states that each stands for.
+    """
+    # Half of the states that an energy stands for lie before it.
+    within = np.cumsum(numbers) - numbers / 2
+    return float(np.interp(0.5, within, away)), float(np.interp(1.05 * count + 3, within, away))
+
+
+def _from_edges(
+    analysis: Analysis,
+    at: BlochPencil,
+    shift: tuple[float, int],
+    count: int,
+    reach: float,
+    sides: list[int],
+    cost: tuple[int, int],
+    tolerance_ev: float,
+) -> Window:
+    """At least `count` states around a counted shift in a gap: each side from the edge of the window.
+
+    reach : distance in eV within which they are expected; it grows until they are found.
+    """
+    parts, edges = _Parts([], *cost), {-1: shift, 1: shift}
+    while edges[1][1] - edges[-1][1] < count:
+        for side in sides:
+            factor, taken = factor_off_states(
+                analysis, at, shift[0] + side * reach, gap_ev=_EDGE_GAP_EV, direction=side
+            )
+            parts.n_factors += taken
+            before, edges[side] = edges[side], (factor.sigma_ev, factor.inertia.negative)
+            interval = (edges[side], before) if side < 0 else (before, edges[side])
+            _search(analysis, at, *interval, parts, tolerance_ev, 2 * count, at_edge=factor)
+            del factor
+        reach *= _WIDER
+        sides = [-1, 1]
+    return _joined(at, edges[-1], edges[1], parts)
+
+
+@dataclass(slots=True)
+class _Parts:
+    """States that were found, shift by shift, and what they took so far."""
+
+    vectors: list[ComplexArray]
+    n_factors: int
+    n_solves: int
+
+
+def _search(
     analysis: Analysis,
     at: BlochPencil,
     lower: tuple[float, int],
     upper: tuple[float, int],
-    n_factors: int,
+    parts: _Parts,
     tolerance_ev: float,
     per_shift: int,
-) -> Window:
-    """The window between two energies with known counts below them."""
-    n_solves = 0
-    vectors = [np.zeros((at.dim, 0), np.complex128)]
+    at_edge: CertifiedFactor | None = None,
+) -> None:
+    """Add all states between two energies with known counts below them; at_edge: a factorisation at one of them."""
     open_intervals = [(lower, upper)]
     while open_intervals:
         (low, below), (high, above) = open_intervals.pop()
@@ -185,39 +257,50 @@ def _searched(
                 f"{wanted} states within {high - low:.1g} eV of {low:.6f} eV that were not all found",
                 expected="levels with fewer copies, or further apart",
             )
-        middle, taken = factor_off_states(analysis, at, (low + high) / 2)
-        n_factors += taken
+        if at_edge is None:
+            inside, taken = factor_off_states(analysis, at, (low + high) / 2)
+            parts.n_factors += taken
+        else:
+            inside, at_edge = at_edge, None
         if wanted <= per_shift:
-            found = states_near(middle, wanted, window_ev=(low, high), tolerance_ev=tolerance_ev)
-            n_solves += found.n_solves
+            found = states_near(inside, wanted, window_ev=(low, high), tolerance_ev=tolerance_ev)
+            parts.n_solves += found.n_solves
             if found.complete:
-                vectors.append(found.vectors)
+                parts.vectors.append(found.vectors)
                 continue
-        half = (middle.sigma_ev, middle.inertia.negative)
-        del middle
-        open_intervals += [(half, (high, above)), ((low, below), half)]
+        middle = (inside.sigma_ev, inside.inertia.negative)
+        del inside
+        if low < middle[0] < high:
+            open_intervals += [(middle, (high, above)), ((low, below), middle)]
+        else:
+            open_intervals.append(((low, below), (high, above)))
+
+
+def _joined(at: BlochPencil, lower: tuple[float, int], upper: tuple[float, int], parts: _Parts) -> Window:
+    """The window between two counted energies: energies ascending, vectors of all parts orthonormal (Löwdin's), with
+    the mean of H in each."""
+    states = np.concatenate([np.zeros((at.dim, 0), np.complex128), *parts.vectors], axis=1)
+    h_states, s_states = at.h @ states, at.apply_s(states)
     # States of neighbouring shifts are orthogonal only as far as they have converged.
-    levels, states = _joined(at, vectors)
-    residual = checked_residual_ev(at, levels, states)
-    return Window(at.k_frac, at.channel, lower[0], upper[0], levels, states, lower[1], residual, n_factors, n_solves)
-
-
-def _joined(at: BlochPencil, parts: list[ComplexArray]) -> tuple[NDArray[np.float64], ComplexArray]:
-    """Energies, ascending, and orthonormal vectors of all parts: Löwdin's, and the mean of H in each."""
-    states = np.concatenate(parts, axis=1)
-    along = at.apply_s(states)
-    for _ in range(2 if len(parts) > 2 else 0):
+    for _ in range(2 if len(parts.vectors) > 1 else 0):
         # (1 + δ)^−½ to first order, twice: δ is small, for each part is orthonormal and its states have converged.
-        states = states @ (1.5 * np.eye(states.shape[1]) - 0.5 * (states.conj().T @ along))
-        along = at.apply_s(states)
-    levels = np.einsum("im,im->m", states.conj(), at.h @ states).real
+        turn = 1.5 * np.eye(states.shape[1]) - 0.5 * (states.conj().T @ s_states)
+        states, h_states, s_states = states @ turn, h_states @ turn, s_states @ turn
+    levels = np.einsum("im,im->m", states.conj(), h_states).real
+    residual = _checked(h_states - s_states * levels, states)
     order = np.argsort(levels)
-    return levels[order], states[:, order]
+    levels, states = levels[order], states[:, order]
+    return Window(
+        at.k_frac, at.channel, lower[0], upper[0], levels, states, lower[1], residual, parts.n_factors, parts.n_solves
+    )
 
 
 def checked_residual_ev(at: BlochPencil, energies: NDArray[np.float64], x: ComplexArray) -> float:
     """Largest |Hc − ESc| / |c| of states. Raises :class:`SolverError` where these are none."""
-    missed = at.h @ x - at.apply_s(x) * energies
+    return _checked(at.h @ x - at.apply_s(x) * energies, x)
+
+
+def _checked(missed: ComplexArray, x: ComplexArray) -> float:
     found = float((np.linalg.norm(missed, axis=0) / np.linalg.norm(x, axis=0)).max(initial=0.0))
     if not found < _LARGEST_RESIDUAL_EV:
         raise SolverError(

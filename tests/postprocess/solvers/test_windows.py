@@ -14,7 +14,9 @@ from postprocess.bands import solve_bands
 from postprocess.fermi import fermi_level
 from postprocess.grouping import group_orbitals
 from postprocess.kmesh import k_mesh
+from postprocess.solvers.factor import certified_factor
 from postprocess.solvers.filling import sparse_fermi_level
+from postprocess.solvers.lanczos import Lanczos
 from postprocess.solvers.levels import joined
 from postprocess.solvers.multifrontal import Multifrontal
 from postprocess.solvers.pencil import SparsePencil
@@ -62,6 +64,44 @@ def test_the_nearest_states_are_the_nearest_and_their_edges_lie_in_gaps(small, l
     inside = (levels > window.low_ev) & (levels < window.high_ev)
     np.testing.assert_allclose(window.energies_ev, levels[inside], atol=1e-11)
     assert min(np.abs(levels - edge).min() for edge in (window.low_ev, window.high_ev)) > 1e-7
+
+
+@pytest.fixture(scope="module")
+def large(superlattice):
+    """A pencil that is scouted first, and its levels."""
+    pencil = superlattice(3, 3)
+    h, s = pencil.at(K).dense()
+    return pencil, scipy.linalg.eigvalsh(h, s)
+
+
+@pytest.mark.parametrize(
+    ("place", "count", "factors"), [(0.5, 20, 3), (0.9, 6, None), (0.65, 3, 2), (0.99, 40, None), (-0.3, 30, 3)]
+)
+def test_the_nearest_states_are_those_of_dense_diagonalisation_from_gaps_and_bands(large, place, count, factors):
+    """From the middle of the gap, where the edges of the window serve as shifts, and from beside and inside bands."""
+    pencil, levels = large
+    electrons = ELECTRONS_PER_CELL * 9
+    energy = float(levels[electrons - 1] * (1 - place) + levels[electrons] * place)
+    window = nearest_window(Multifrontal(pencil), pencil.at(K), energy, count)
+    inside = (levels > window.low_ev) & (levels < window.high_ev)
+    np.testing.assert_allclose(window.energies_ev, levels[inside], atol=1e-11)
+    assert window.first == (levels < window.low_ev).sum()
+    away = np.abs(levels - energy)
+    assert inside[np.argsort(away)[:count]].all()
+    assert factors in (None, window.n_factors)
+
+
+def test_a_few_steps_tell_how_many_states_lie_around_a_gap(large):
+    pencil, levels = large
+    energy = float(levels[ELECTRONS_PER_CELL * 9 - 1 :][:2].mean())
+    search = Lanczos(certified_factor(Multifrontal(pencil), pencil.at(K), energy), 20)
+    for _ in range(6):
+        search.step()
+    energies, numbers = search.density()
+    for reach in (0.5, 0.8, 1.2):
+        assert numbers[np.abs(energies - energy) < reach].sum() == pytest.approx(
+            (np.abs(levels - energy) < reach).sum(), rel=0.4
+        )
 
 
 def test_an_edge_on_a_level_is_moved_so_that_the_level_is_counted(small, levels):
