@@ -109,12 +109,14 @@ class Lanczos:
             if step or not self.n_solves:
                 self.step()
             errors, energies = self._residual / self._theta**2, sigma + 1 / self._theta
-            inside = (energies > window_ev[0]) & (energies < window_ev[1]) & (errors < tolerance_ev)
-            chosen = torch.nonzero(inside)[:, 0]
-            if len(chosen) >= count or basis.size >= self._factor.at.dim:
+            inside = torch.nonzero((energies > window_ev[0]) & (energies < window_ev[1]))[:, 0]
+            nearest = inside[torch.argsort(-self._theta[inside].abs())[:count]]
+            # None that is nearer than the last one may be on its way still.
+            converged = errors[nearest] < tolerance_ev
+            if (len(nearest) == count and bool(converged.all())) or basis.size >= self._factor.at.dim:
                 break
             self._make_room(errors, tolerance_ev)
-        near = chosen[torch.argsort(-self._theta[chosen].abs())[:count]]
+        near = nearest[converged]
         x, sx = ((v[: basis.size].mT @ self._vectors[:, near]).numpy() for v in (basis.vectors, basis.s_vectors))
         levels, states = rayleigh_ritz(self._factor.at, x, sx)
         # Which old state became which new one does not matter: the largest error stands for all of a turned level.
