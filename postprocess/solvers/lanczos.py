@@ -72,7 +72,7 @@ class Lanczos:
         self._basis = _Basis(factor.at, self._capacity + _BLOCK)
         self._next = self._start = self._basis.random(self._rng, _BLOCK)
         self._restarted = False
-        self._theta = torch.zeros(0, dtype=torch.float64)
+        self._theta = self._residual = torch.zeros(0, dtype=torch.float64)
         self._vectors = torch.zeros((0, 0), dtype=torch.complex128)
         self.n_solves = 0
 
