@@ -178,7 +178,7 @@ def rows_of(errors: dict) -> list[tuple[str, ...]]:
     """Name, MAE with its parts, and band errors, of each state, of all, and of the trivial baselines."""
     keys = ("mae_meV", "mae_spin_free_meV", "mae_exchange_meV", "mae_soc_meV", "bands_mean_meV", "bands_max_meV")
     entries = [(sample["name"], sample) for sample in errors["samples"]]
-    entries += [("all", errors), *((f"baseline: {name}", e) for name, e in errors["baselines"].items())]
+    entries += [("all", errors), *((f"baseline: {name}", e) for name, e in errors["baselines"].items() if e)]
 
     def number(entry: dict, key: str) -> str:
         return f"{entry[key]:.3g}" if entry.get(key) is not None else "–"

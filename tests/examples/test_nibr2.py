@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import io
 import json
 import tarfile
 from pathlib import Path
@@ -24,11 +27,29 @@ def spiral(tmp_path_factory) -> Path:
     return folder / "nibr2_2x2" / "spiral"
 
 
-def test_shipped_model_has_the_errors_of_its_card_on_the_unseen_spiral(spiral, capsys):
+@pytest.fixture(scope="module")
+def found(spiral) -> dict:
+    """What ``hamnet evaluate --json`` says of the shipped model on the unseen spiral."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(["evaluate", str(MODEL), str(spiral), "--json"]) == 0
+    return json.loads(printed.getvalue())
+
+
+def test_the_table_of_the_demo_shows_what_evaluate_found(found):
+    spec = importlib.util.spec_from_file_location("demo", EXAMPLE / "demo.py")
+    assert spec is not None and spec.loader is not None
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    # Without a training set some trivial models have no errors.
+    assert None in found["baselines"].values()
+    lines = demo.summary(found).splitlines()
+    assert f"{found['mae_meV']:.3g}" in next(line for line in lines if line.startswith("all"))
+    assert any(line.startswith("baseline: zero magnetism") for line in lines)
+
+
+def test_shipped_model_has_the_errors_of_its_card_on_the_unseen_spiral(found):
     card = json.loads((MODEL.parent / "errors.json").read_text(encoding="utf-8"))
     stated = next(sample for sample in card["samples"] if sample["name"] == "nibr2_2x2/spiral")
-    assert main(["evaluate", str(MODEL), str(spiral), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
     assert card["model_sha256"] == found["model_sha256"]
     for key in ("mae_meV", "mae_spin_free_meV", "mae_exchange_meV", "mae_soc_meV", "bands_mean_meV"):
         assert found[key] == pytest.approx(stated[key], rel=0.02), key
