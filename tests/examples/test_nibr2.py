@@ -37,7 +37,8 @@ def found(spiral) -> dict:
 
 def test_the_table_of_the_demo_shows_what_evaluate_found(found):
     spec = importlib.util.spec_from_file_location("demo", EXAMPLE / "demo.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     demo = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(demo)
     # Without a training set some trivial models have no errors.
