@@ -20,6 +20,7 @@ other work on the machine hardly changes; on more of them, for all codes alike, 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -288,33 +289,27 @@ def eigsh_lines(cells: str, names: list[str], places: list[str], report: dict[st
     for place in places:
         e = report["eigsh"][f"{cells} {place}"] = in_process("eigsh", cells, place)
         print(f"{cells:6s} shift in {place}: eigsh {e.get('eigsh_s', np.nan):.1f} s {e.get('failed', '')}", flush=True)
-        for name in names:
-            w = report["windows"][f"{cells} {place} {name}"] = in_process("window", cells, name, place)
-            if "failed" in w:
-                print(f"    {name:13s} failed: {w['failed']}", flush=True)
-                continue
-            ratio = w["ratio"] = e.get("eigsh_s", np.nan) / w["window_s"]
-            target = TARGETS["eigsh_mkl" if name == "mkl" else "eigsh"]
-            print(
-                f"    {name:13s} {w['states']} states {w['window_s']:7.1f} s, {w['factorisations']} factorisations, "
-                f"{w['solves']} block solutions, peak {w['peak_megabytes']:.0f} MB: {ratio:.1f} × (target {target:g})",
-                flush=True,
-            )
+        window_lines(cells, names, [place], report)
 
 
 def window_lines(cells: str, names: list[str], places: list[str], report: dict[str, Any]) -> None:
-    for place in places:
-        for name in names:
-            w = report["windows"][f"{cells} {place} {name}"] = in_process("window", cells, name, place)
-            if "failed" in w:
-                print(f"{cells:6s} {name:13s} failed: {w['failed']}", flush=True)
-                continue
-            print(
-                f"{cells:6s} {name:13s} shift in {place}: {w['states']} states {w['window_s']:7.1f} s, "
-                f"{w['factorisations']} factorisations, {w['solves']} block solutions, residual "
-                f"{w['residual_ev']:.0e} eV, peak {w['peak_megabytes']:.0f} MB",
-                flush=True,
-            )
+    for place, name in itertools.product(places, names):
+        w = report["windows"][f"{cells} {place} {name}"] = in_process("window", cells, name, place)
+        if "failed" in w:
+            print(f"{cells:6s} {name:13s} failed: {w['failed']}", flush=True)
+            continue
+        beside = report["eigsh"].get(f"{cells} {place}", {}).get("eigsh_s")
+        against = ""
+        if beside is not None:
+            w["ratio"] = beside / w["window_s"]
+            target = TARGETS["eigsh_mkl" if name == "mkl" else "eigsh"]
+            against = f": {w['ratio']:.1f} × (target {target:g})"
+        print(
+            f"{cells:6s} {name:13s} shift in {place}: {w['states']} states {w['window_s']:7.1f} s, "
+            f"{w['factorisations']} factorisations, {w['solves']} block solutions, residual "
+            f"{w['residual_ev']:.0e} eV, peak {w['peak_megabytes']:.0f} MB{against}",
+            flush=True,
+        )
 
 
 def same_factor_lines(cells: str, names: list[str], places: list[str], report: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ all given runs, to a constant, to the local sum n_i = Σ_j e_i · e_j over neare
 the magnetic atoms of the cell, and to both. In cells with two magnetic sublattices the two are the same number in every
 run: what such cells cannot tell apart, no training set made of them teaches.
 
-    python benchmarks/onsite_levels.py [RUN or ARCHIVE.tar.xz ...] [--json FILE]
+    python benchmarks/onsite_levels.py RUN or ARCHIVE.tar.xz … [--json FILE]
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from reading import ROOT, environment, scfout_files
+from reading import environment, scfout_files
 
 from hamnet.neighbours import pairs_within
 from hamnet.sample import Sample
@@ -65,8 +65,7 @@ def fitted(levels: NDArray[np.float64], terms: list[NDArray[np.float64]]) -> tup
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = [ROOT / "examples/nibr2/nibr2_2x2.tar.xz"]
-    parser.add_argument("sources", nargs="*", type=Path, default=default, metavar="RUN")
+    parser.add_argument("sources", nargs="+", type=Path, metavar="RUN", help="runs in which the sums differ")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
     args = parser.parse_args()
     local, mean, levels, labels = [], [], [], []
