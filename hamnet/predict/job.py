@@ -99,6 +99,11 @@ class _ModelFile:
     dtype: torch.dtype
     device: str
 
+    @classmethod
+    def of(cls, loaded: LoadedModel) -> _ModelFile:
+        here = loaded.model.edge_species
+        return cls(loaded.path, loaded.checksum, here.dtype, str(here.device))
+
 
 def predict_to_file(
     loaded: LoadedModel,
@@ -136,7 +141,7 @@ def predict_to_file(
     StoreError : a path that cannot be written or holds something else, a full disk, another unfinished prediction.
     HamnetError : too little memory, or a lost worker; what is finished is kept.
     """
-    path, base = Path(path), memory_bytes()
+    path = Path(path)
     seconds: dict[str, float] = dict.fromkeys(("structure", "features", "blocks", "file"), 0.0)
     name = path.stem if name is None else name
     folder = path.with_name(f"{path.name}.partial")
@@ -145,7 +150,7 @@ def predict_to_file(
         plan = make_plan(loaded, structure, source)
         half = HalfPairs.of(plan.pairs)
         crystal = Crystal.of(plan.structure, half, loaded.model.config.cutoff_ang)
-        memory = Memory(held=memory_bytes(), worker=base, workers=workers if executor else 0)
+        memory = Memory(memory_bytes(), *_workers_hold(executor, workers, loaded, folder))
         largest = tile or LARGEST[loaded.model.edge_species.device.type]
         tile = fitting_tile(loaded.model, crystal, memory, memory_gb, largest)
         trial = run_trial(loaded.model, crystal, half, tile)
@@ -304,9 +309,7 @@ def _compute(
     """All tiles that are not finished, stage after stage: each reads what the one before wrote."""
     total = {step: sum(s.n_rows for s in stages if s.step == step) for step in ("features", "blocks")}
     finished = dict.fromkeys(total, 0)
-    file = _ModelFile(
-        loaded.path, loaded.checksum, loaded.model.edge_species.dtype, str(loaded.model.edge_species.device)
-    )
+    file = _ModelFile.of(loaded)
     threads = max(1, (os.cpu_count() or 1) // workers)
     for stage in stages:
         with _timed(seconds, stage.step):
@@ -355,18 +358,29 @@ def _spread(
     """The same by the workers of an executor; tasks come back in any order."""
     waiting: dict[Future, tuple[int, int]] = {}
     left = iter(tasks)
+    with _worker_errors(folder):
+        try:
+            while True:
+                for task in left:
+                    waiting[executor.submit(_work, folder, stage, file, threads, *task)] = task
+                    if len(waiting) >= ahead:
+                        break
+                if not waiting:
+                    return
+                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    task = waiting.pop(future)
+                    future.result()
+                    yield task
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@contextmanager
+def _worker_errors(folder: Path) -> Iterator[None]:
+    """A lost worker is told as such."""
     try:
-        while True:
-            for task in left:
-                waiting[executor.submit(_work, folder, stage, file, threads, *task)] = task
-                if len(waiting) >= ahead:
-                    break
-            if not waiting:
-                return
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                task = waiting.pop(future)
-                future.result()
-                yield task
+        yield
     except Exception as error:
         # An error of the user or of the disk is told as what it is; connections that break carry no number.
         if isinstance(error, HamnetError) or (isinstance(error, OSError) and error.errno is not None):
@@ -377,9 +391,20 @@ def _spread(
             remedy=f"give them more memory or take fewer, and run the same command again: what is finished is kept in "
             f"{folder}",
         ) from error
-    finally:
-        for future in waiting:
-            future.cancel()
+
+
+def _workers_hold(executor: Executor | None, workers: int, loaded: LoadedModel, folder: Path) -> tuple[int, int]:
+    """(bytes in each worker before it computes, number of workers): asked of one, who holds other things than we do."""
+    if executor is None:
+        return 0, 0
+    with _worker_errors(folder):
+        return executor.submit(_worker_bytes, _ModelFile.of(loaded)).result(), workers
+
+
+def _worker_bytes(file: _ModelFile) -> int:
+    """What a worker process holds once the model is read."""
+    _worker_model(file)
+    return memory_bytes()
 
 
 def _work(folder: Path, stage: _Stage, file: _ModelFile, threads: int, start: int, stop: int) -> None:

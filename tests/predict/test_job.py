@@ -306,10 +306,21 @@ def test_two_workers_give_the_bits_of_one(loaded, small, expected, tmp_path, kin
         assert counts[-1][0] == counts[-1][1]
 
 
+def test_what_the_caller_holds_is_not_counted_for_each_worker(loaded, small, pool, tmp_path):
+    forecasts: list[Forecast] = []
+    for gigabytes in (0, 1):
+        ballast = np.ones(gigabytes * 2**27)
+        predict_to_file(
+            loaded, small, tmp_path / "h.h5", tile=TILE, executor=pool, workers=2, on_forecast=forecasts.append
+        )
+        del ballast
+    assert 0.9 < forecasts[1].memory_gb - forecasts[0].memory_gb < 1.5
+
+
 class Dying(ProcessPoolExecutor):
     """Workers that are killed from outside after some tasks, as a machine short of memory does it."""
 
-    left = 3
+    left = 4
 
     def submit(self, function: Callable, /, *args, **keywords):
         self.left -= 1
