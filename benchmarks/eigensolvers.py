@@ -9,12 +9,13 @@ the factor. *Windows*: 48 states from nothing, certified: assembly, analysis, fa
 *eigsh*: these windows beside ``scipy.sparse.linalg.eigsh(H, k=48, M=S, sigma=σ)`` as users call it. *Same factor*:
 block Lanczos and eigsh (``OPinv``), both with one factorisation that is not counted. *Inertia*: counts at more than
 100 shifts against dense eigenvalues, up to 1e-10 eV from a level, and with S − x, whose smallest eigenvalue is 1e-4.
+*SLEPc*: the script of ``hamnet solve --export``, run by the command in SLEPC_PYTHON, beside our windows.
 
 Every case runs in a process of its own, for its peak of memory. On one thread times are those of the processor, which
 other work on the machine hardly changes; on more of them, for all codes alike, those of the clock.
 
     python benchmarks/eigensolvers.py [--cells 3x3 6x6 10x9 ...] [--backends multifrontal mkl superlu] [--quick]
-        [--parts backends windows eigsh same-factor inertia] [--shifts gap band] [--threads 1] [--json FILE]
+        [--parts backends windows eigsh same-factor inertia slepc] [--shifts gap band] [--threads 1] [--json FILE]
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import itertools
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -49,6 +51,7 @@ from postprocess.solvers.factor import SingularFactorError, certified_factor
 from postprocess.solvers.lanczos import states_near
 from postprocess.solvers.pardiso import mkl_library
 from postprocess.solvers.pencil import BlochPencil, SparsePencil
+from postprocess.solvers.petsc import export_pencil, import_window
 from postprocess.solvers.window import nearest_window
 from preprocessing.readers.openmx import OpenMXReader
 from preprocessing.readers.protocol import ReadOptions
@@ -244,12 +247,29 @@ def inertia_case(cells: str, name: str) -> dict[str, Any]:
     return result
 
 
+def slepc_case(cells: str, place: str) -> dict[str, Any]:
+    pencil, fermi = superlattice(cells)
+    command = shlex.split(os.environ["SLEPC_PYTHON"])
+    with tempfile.TemporaryDirectory() as folder:
+        export_pencil(pencil.at(K), folder, fermi + SHIFTS_EV[place], N_STATES)
+        before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        subprocess.run([*command, "solve.py"], cwd=folder, check=True, capture_output=True)
+        after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - started
+        found = import_window(None, pencil.at(K), folder)
+    if torch.get_num_threads() == 1:
+        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"slepc_s": seconds, "states": len(found.energies_ev), "residual_ev": found.residual_ev,
+            "peak_megabytes": after.ru_maxrss / 1e3, "first_ev": float(found.energies_ev[0]),
+            "last_ev": float(found.energies_ev[-1])}  # fmt: skip
+
+
 CASES = {
     "backend": backend_case,
     "window": window_case,
     "eigsh": eigsh_case,
     "same_factor": same_factor_case,
     "inertia": inertia_case,
+    "slepc": slepc_case,
 }
 
 
@@ -335,12 +355,27 @@ def inertia_lines(cells: str, names: list[str], places: list[str], report: dict[
         print(f"{cells:6s} {name:13s} inertia {e}", flush=True)
 
 
+def slepc_lines(cells: str, names: list[str], places: list[str], report: dict[str, Any]) -> None:
+    for place in places:
+        e = report["slepc"][f"{cells} {place}"] = in_process("slepc", cells, place)
+        if "failed" in e:
+            print(f"{cells:6s} SLEPc         failed: {e['failed']}", flush=True)
+            continue
+        print(
+            f"{cells:6s} SLEPc         shift in {place}: {e['states']} states {e['slepc_s']:7.1f} s, not counted, "
+            f"residual {e['residual_ev']:.0e} eV, peak {e['peak_megabytes']:.0f} MB",
+            flush=True,
+        )
+        window_lines(cells, names, [place], report)
+
+
 PARTS = {
     "backends": backend_lines,
     "windows": window_lines,
     "eigsh": eigsh_lines,
     "same-factor": same_factor_lines,
     "inertia": inertia_lines,
+    "slepc": slepc_lines,
 }
 
 
@@ -349,7 +384,7 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", default=["3x3", "6x6"], help="n1xn2 cells of 232 orbitals")
     parser.add_argument("--backends", nargs="+", default=["multifrontal", "mkl", "superlu"], choices=list(BACKENDS))
     # Windows are part of the comparison with eigsh: alone they are for sizes that eigsh takes too long for.
-    default = [part for part in PARTS if part != "windows"]
+    default = [part for part in PARTS if part not in ("windows", "slepc")]
     parser.add_argument("--parts", nargs="+", default=default, choices=list(PARTS))
     parser.add_argument("--shifts", nargs="+", default=list(SHIFTS_EV), choices=list(SHIFTS_EV))
     parser.add_argument("--threads", type=int, default=1)
@@ -364,7 +399,7 @@ def main() -> None:
         return
     names = [name for name in args.backends if name != "mkl" or mkl_library() is not None]
     report: dict[str, Any] = {"environment": environment(), "targets": TARGETS, "n_states": N_STATES}
-    report |= {key: {} for key in ("backends", "eigsh", "windows", "same_factor", "inertia")}
+    report |= {key: {} for key in ("backends", "eigsh", "windows", "same_factor", "inertia", "slepc")}
     cells = ["3x3"] if args.quick else args.cells
     for part in args.parts:
         # Dense eigenvalues, with which counts are compared, end the first size.

@@ -1,6 +1,9 @@
 """Export to PETSc and import of what SLEPc finds: the files as their manual says, and nothing believed unseen."""
 
+import os
+import shlex
 import struct
+import subprocess
 
 import numpy as np
 import pytest
@@ -64,6 +67,20 @@ def test_imported_states_are_refined_and_counted(at, solved):
     np.testing.assert_allclose(window.energies_ev, expected, atol=1e-12)
     assert window.first == 110
     assert import_window(None, at, folder).first == -1
+
+
+def test_slepc_finds_the_states_with_the_script_of_the_export(at, tmp_path):
+    command = os.environ.get("SLEPC_PYTHON")
+    if command is None:
+        pytest.skip("needs SLEPc: set SLEPC_PYTHON to a command that runs a Python with slepc4py, complex, and MUMPS")
+    export_pencil(at, tmp_path, -6.0, 20)
+    subprocess.run([*shlex.split(command), "solve.py"], cwd=tmp_path, check=True, timeout=300)
+    window = import_window(Multifrontal(at.pencil), at, tmp_path)
+    assert len(window.energies_ev) >= 20
+    expected = scipy.linalg.eigh(*at.dense(), eigvals_only=True)
+    found = slice(window.first, window.first + len(window.energies_ev))
+    np.testing.assert_allclose(window.energies_ev, expected[found], atol=1e-9)
+    assert set(np.argsort(abs(expected + 6.0))[:20]) <= set(range(found.start, found.stop))
 
 
 def test_a_missing_state_is_found_out(at, solved):
