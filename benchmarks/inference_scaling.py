@@ -1,11 +1,12 @@
 """Cost of predicting large structures: time per atom, memory and size of the file from 100 to 10,000 atoms.
 
 NiBr2 with random moments on supercells of one DFT run, whose overlap is tiled; the shipped model. Each size is computed
-in a process of its own, after a small crystal that warms it up, and the best of three rounds counts: the whole of
+in a process of its own, after a small crystal that warms it up, and the best of some rounds counts: the whole of
 ``predict_to_file``, from the structure to the finished file. Target: time per atom flat within 20 %. Processor time
 (cpu) stands beside: on a machine with other work wall time tells of that work.
 
-    python benchmarks/inference_scaling.py [--sizes N ...] [--workers N] [--device cpu|cuda] [--quick] [--json FILE]
+    python benchmarks/inference_scaling.py [--sizes N ...] [--rounds N] [--workers N] [--device cpu|cuda] [--quick]
+        [--json FILE]
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ def _print(rows: list[dict]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="numbers of atoms (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="of which the best counts (%(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes (%(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cpu, and cuda as well where there is one")
     parser.add_argument("--model", type=Path, default=MODEL, help="model file for NiBr2 (the shipped one)")
@@ -127,12 +129,15 @@ def main() -> None:
     for device in devices:
         # Size after size, round after round: other work on the machine then meets all of them.
         results: dict[int, list[dict]] = {n: [] for n in sizes}
-        for _ in range(1 if args.quick else 3):
+        rounds = 1 if args.quick else args.rounds
+        for number in range(1, rounds + 1):
             for n in sizes:
                 command = [sys.executable, __file__, "--one", str(max(1, min(5, 1000 // n))), "--sizes", str(n)]
                 command += ["--device", device, "--workers", str(args.workers), "--model", str(args.model)]
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                 results[n].append(json.loads(done.stdout))
+                text = f"round {number} of {rounds}, {device}: {results[n][-1]['atoms']} atoms in"
+                print(f"{text} {results[n][-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
         rows += [_best(found) for found in results.values()]
         _print([row for row in rows if row["device"] == device])
         for key, clock in (("ms_per_atom", "wall"), ("cpu_ms_per_atom", "processor")):
