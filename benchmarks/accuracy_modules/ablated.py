@@ -187,6 +187,7 @@ class NoEnvelope(HamiltonianModel):
     def __init__(self, config: ModelConfig, basis: Basis, moment_scale: tuple[float, ...]) -> None:
         super().__init__(config, basis, moment_scale)
         self.pair_network.register_forward_pre_hook(_of_weight_one)
+        self.two_centre.register_forward_pre_hook(_without_weight)
 
     def edges(self, graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
         rotation, scalars, weight = super().edges(graph)
@@ -199,11 +200,17 @@ def _of_weight_one(module: nn.Module, inputs: tuple) -> tuple:
     return x, ends, rotation, edge_scalars, torch.ones_like(weight), wanted
 
 
+def _without_weight(module: nn.Module, inputs: tuple) -> tuple:
+    """Inputs of :class:`~hamnet.models.two_centre.TwoCentre` with one as the weight of each pair."""
+    vectors, fraction, weight, degree = inputs
+    return vectors, fraction, torch.ones_like(weight), degree
+
+
 class NoGrid(HamiltonianModel):
     """The grid of the DFT code is no input."""
 
-    def lifted(self, x: Tensor, graph: Graph) -> Tensor:
-        return super().lifted(x, replace(graph, grids=torch.zeros_like(graph.grids)))
+    def lifted(self, x: Tensor, graph: Graph, edges: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        return super().lifted(x, replace(graph, grids=torch.zeros_like(graph.grids)), edges)
 
 
 # -- registry ----------------------------------------------------------------------------------------------------------

@@ -145,6 +145,7 @@ ABLATIONS: Mapping[str, Variant] = {
     # Sites without moments are symmetric, and calibration amplifies what they lack, in float32 its rounding.
     "no moments": Variant(("model.magnetic=[]", "data.contradictions=allow", "training.dtype=float64")),
     "l up to 2": Variant(("model.l_max=2",)),
+    "no two-centre terms": Variant(("model.n_two_centre=0",)),
     "half radial basis": Variant(factors=(("n_radial", 0.5),)),
     "reach 3.6 ang": Variant(("model.cutoff_ang=3.6",)),
     "loss of means alone": Variant(("training.loss=mae",)),

@@ -22,6 +22,7 @@ from .incidence import Incidence
 from .interaction import EdgeNetwork, Interaction, NodeProduct
 from .irreps import ALGEBRAS, EquivariantLinear, Mode, TensorProduct
 from .readout import BlockReadout, blocks_from_parts, parts_adjoint, readout_degree
+from .two_centre import TwoCentre
 
 __all__ = ["MODES", "HamiltonianModel", "ModelConfig"]
 
@@ -38,7 +39,8 @@ class ModelConfig:
     cutoff_ang : reach of a message. What an atom knows of is n_layers times as far.
     l_max : highest degree of the features. channels : features of each kind on an atom.
     hidden : features of each kind on an edge. pair_channels : the same for the readout pairs.
-    product_channels : features that enter the products on atoms. n_radial : radial functions.
+    product_channels : features that enter the products on atoms. n_radial : radial functions of messages and pairs.
+    n_two_centre : radial functions of the two-centre terms that the readout sees beside all else (0: none).
     mean_neighbours : typical number of neighbours, set from the training set.
     moment_sizes : whether the sizes of moments are an input beside their directions.
     """
@@ -52,6 +54,7 @@ class ModelConfig:
     pair_channels: int = 32
     product_channels: int = 8
     n_radial: int = 8
+    n_two_centre: int = 12
     mean_neighbours: float = 12.0
     moment_sizes: bool = True
 
@@ -61,6 +64,8 @@ class ModelConfig:
         for name in ("n_layers", "l_max", "channels", "hidden", "pair_channels", "product_channels", "n_radial"):
             if getattr(self, name) < 1:
                 raise ModelError(f"{name} = {getattr(self, name)}", expected="at least 1")
+        if self.n_two_centre < 0:
+            raise ModelError(f"n_two_centre = {self.n_two_centre}", expected="0 or more")
         if not self.cutoff_ang > 0:
             raise ModelError(f"cutoff_ang = {self.cutoff_ang}", expected="a positive length in Å")
 
@@ -120,10 +125,12 @@ class HamiltonianModel(nn.Module):
         self.self_product = NodeProduct(self.l_readout, algebra, c.channels, c.product_channels)
         self.self_linear = EquivariantLinear(self.l_readout, algebra, c.channels, c.pair_channels)
         self.pair_network = EdgeNetwork(self.l_readout, algebra, c.channels, c.hidden, n_scalars, c.pair_channels)
-        self.self_readout = nn.ModuleList(BlockReadout(s, s, c.mode, c.pair_channels) for s in basis.species)
+        self.two_centre = TwoCentre(c.n_two_centre, algebra)
+        n_self, n_pair = (c.pair_channels + n * c.n_two_centre for n in (len(basis), 1))
+        self.self_readout = nn.ModuleList(BlockReadout(s, s, c.mode, n_self) for s in basis.species)
         self.pair_readout = nn.ModuleDict(
             {
-                f"{a}_{b}": BlockReadout(basis[a], basis[b], c.mode, c.pair_channels)
+                f"{a}_{b}": BlockReadout(basis[a], basis[b], c.mode, n_pair)
                 for a in range(len(basis))
                 for b in range(a, len(basis))
             }
@@ -140,11 +147,14 @@ class HamiltonianModel(nn.Module):
     # -- forward ---------------------------------------------------------------------------------------------------
 
     def features(self, graph: Graph) -> Tensor:
-        """(n_atoms, (l_readout+1)², 2, q, channels) of each atom, all that the readout sees."""
+        """(n_atoms, (l_readout+1)², 2, q, c) of each atom, all that the readout sees.
+
+        c : `channels` features, and behind them the two-centre terms of the neighbours.
+        """
         x, edges = self.embed(graph), self.edges(graph)
         for layer in range(self.config.n_layers):
             x = self.interact(layer, x, graph, edges)
-        return self.lifted(x, graph)
+        return self.lifted(x, graph, edges)
 
     def embed(self, graph: Graph) -> Tensor:
         """(n_atoms, (l_max+1)², 2, q, channels) what each atom knows of itself: species and moment."""
@@ -169,8 +179,9 @@ class HamiltonianModel(nn.Module):
         """
         return self.interactions[layer](x, graph.edge_row, graph.edge_col, *edges, n_rows)
 
-    def lifted(self, x: Tensor, graph: Graph) -> Tensor:
-        """(n, (l_readout+1)², 2, q, channels) from the features of the first n atoms after the last round."""
+    def lifted(self, x: Tensor, graph: Graph, edges: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """(n, (l_readout+1)², 2, q, c) from the features of the first n atoms, row atoms of all edges, after the last
+        round."""
         lifted = self.lift_out(self.lift(self.lift_left.beside(self.lift_right, x)))
         size = min(x.shape[1], lifted.shape[1])
         straight = self.lift_linear(x[:, :size])
@@ -178,7 +189,15 @@ class HamiltonianModel(nn.Module):
         # Linear in the anisotropy of the grid, and after all else: what the grid does must not mix with physics.
         grid = self.grid(graph.species[: len(x)], graph.crystal[: len(x)], graph.grids)
         both = torch.cat([self.grid_left(x), grid], dim=-1)
-        return lifted + self.grid_out(self.grid_product(both))
+        lifted = lifted + self.grid_out(self.grid_product(both))
+        return torch.cat([lifted, self._crystal_field(graph, edges[2], len(x))], dim=-1)
+
+    def _crystal_field(self, graph: Graph, weight: Tensor, n_atoms: int) -> Tensor:
+        """Two-centre terms of the atom's neighbours, in sums of their own for each species."""
+        vectors = graph.vectors(graph.edge_row, graph.edge_col, graph.edge_shift)
+        fraction = vectors.norm(dim=-1) / self.config.cutoff_ang
+        index = graph.edge_row * len(self.basis) + graph.species[graph.edge_col]
+        return self.two_centre.summed(vectors, fraction, weight, self.l_readout, index, n_atoms, len(self.basis))
 
     def forward(self, graph: Graph) -> list[tuple[int, int, Tensor, Tensor]]:
         """(row species, column species, pair index (n,), parts (n, n_parts, n_row, n_col) in eV).
@@ -191,9 +210,11 @@ class HamiltonianModel(nn.Module):
         """The output of :meth:`forward` from the :meth:`features` of all atoms that occur in the graph's pairs."""
         mode = self.config.mode
         result = []
+        x, field = (part.contiguous() for part in x.tensor_split([self.config.channels], dim=-1))
         atoms_of = [atoms for _, atoms, _ in graph.self_pairs]
         if atoms_of:
-            onsite = self.self_linear(self.self_product(x.index_select(0, torch.cat(atoms_of))))
+            own, around = (part.index_select(0, torch.cat(atoms_of)) for part in (x, field))
+            onsite = torch.cat([self.self_linear(self.self_product(own)), around], dim=-1)
             of_species = onsite.split([len(atoms) for atoms in atoms_of])
             for (species, _, index), own in zip(graph.self_pairs, of_species, strict=True):
                 parts = self.self_readout[species](own)
@@ -205,16 +226,20 @@ class HamiltonianModel(nn.Module):
         row, col, shift = (torch.cat([getattr(g, name) for g in ordered]) for name in ("row", "col", "shift"))
         vectors = graph.vectors(row, col, shift)
         fraction = vectors.norm(dim=-1) / self.pair_cutoff[graph.species[row], graph.species[col]]
+        wanted = [(sum(len(g.row) for g in groups), self._degree(groups[0])) for groups in by_degree]
         features = self.pair_network(
             x,
             Incidence.of(torch.stack([row, col + len(x)], dim=1), 2 * len(x)),
             edge_rotation(vectors, self.l_readout),
             self._edge_scalars(graph, fraction, row, col),
             envelope(fraction),
-            [(sum(len(g.row) for g in groups), self._degree(groups[0])) for groups in by_degree],
+            wanted,
         )
+        counts = [count for count, _ in wanted]
+        lines = zip(*(t.split(counts) for t in (vectors, fraction, envelope(fraction))), strict=True)
         parts_of: dict[str, Tensor] = {}
-        for groups, of_degree in zip(by_degree, features, strict=True):
+        for groups, of_degree, line, (_, degree) in zip(by_degree, features, lines, wanted, strict=True):
+            of_degree = torch.cat([of_degree, self.two_centre(*line, degree)], dim=-1)
             for group, own in zip(groups, of_degree.split([len(g.row) for g in groups]), strict=True):
                 parts = self.pair_readout[_key(group)](own)
                 if group.partner is not None:

@@ -146,8 +146,9 @@ def features_of_tile(
     place = np.where(inside, col - start, stop - start + np.searchsorted(outside, col))
     graph = _graph(model, crystal, local, edges=(row, place, np.array(crystal.edge_shift[edges])))
     x = model.embed(graph) if known is None else _tensor(model, known[local])
-    x = model.interact(layer, x, graph, model.edges(graph), stop - start)
-    return model.lifted(x, graph) if layer == model.config.n_layers - 1 else x
+    edges = model.edges(graph)
+    x = model.interact(layer, x, graph, edges, stop - start)
+    return model.lifted(x, graph, edges) if layer == model.config.n_layers - 1 else x
 
 
 @torch.no_grad()

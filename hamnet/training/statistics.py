@@ -23,7 +23,8 @@ __all__ = ["calibrate", "fit_readout", "fit_weights", "mean_neighbours", "moment
 _MOST_GAIN = 100.0
 # Features of this size are rounding in single precision; what is wanted is of order 1.
 _ABSENT = 1e-7
-_RIDGE = 1e-9
+# Smaller ones fit displaced crystals by differences of almost equal features, which says nothing of other crystals.
+_RIDGE = 1e-4
 
 
 def mean_neighbours(structures: Iterable[Structure], cutoff_ang: float) -> float:
