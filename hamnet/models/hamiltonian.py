@@ -125,8 +125,8 @@ class HamiltonianModel(nn.Module):
         self.self_product = NodeProduct(self.l_readout, algebra, c.channels, c.product_channels)
         self.self_linear = EquivariantLinear(self.l_readout, algebra, c.channels, c.pair_channels)
         self.pair_network = EdgeNetwork(self.l_readout, algebra, c.channels, c.hidden, n_scalars, c.pair_channels)
-        self.two_centre = TwoCentre(c.n_two_centre, algebra)
-        n_self, n_pair = (c.pair_channels + n * c.n_two_centre for n in (len(basis), 1))
+        self.two_centre = TwoCentre(c.n_two_centre, c.mode, algebra, len(basis))
+        n_self, n_pair = (c.pair_channels + n for n in (self.two_centre.n_self, self.two_centre.n_pair))
         self.self_readout = nn.ModuleList(BlockReadout(s, s, c.mode, n_self) for s in basis.species)
         self.pair_readout = nn.ModuleDict(
             {
@@ -149,7 +149,7 @@ class HamiltonianModel(nn.Module):
     def features(self, graph: Graph) -> Tensor:
         """(n_atoms, (l_readout+1)², 2, q, c) of each atom, all that the readout sees.
 
-        c : `channels` features, and behind them the two-centre terms of the neighbours.
+        c : `channels` features, and behind them the two-centre terms of the neighbourhood.
         """
         x, edges = self.embed(graph), self.edges(graph)
         for layer in range(self.config.n_layers):
@@ -190,14 +190,18 @@ class HamiltonianModel(nn.Module):
         grid = self.grid(graph.species[: len(x)], graph.crystal[: len(x)], graph.grids)
         both = torch.cat([self.grid_left(x), grid], dim=-1)
         lifted = lifted + self.grid_out(self.grid_product(both))
-        return torch.cat([lifted, self._crystal_field(graph, edges[2], len(x))], dim=-1)
-
-    def _crystal_field(self, graph: Graph, weight: Tensor, n_atoms: int) -> Tensor:
-        """Two-centre terms of the atom's neighbours, in sums of their own for each species."""
         vectors = graph.vectors(graph.edge_row, graph.edge_col, graph.edge_shift)
-        fraction = vectors.norm(dim=-1) / self.config.cutoff_ang
-        index = graph.edge_row * len(self.basis) + graph.species[graph.edge_col]
-        return self.two_centre.summed(vectors, fraction, weight, self.l_readout, index, n_atoms, len(self.basis))
+        field = self.two_centre.around(
+            vectors,
+            vectors.norm(dim=-1) / self.config.cutoff_ang,
+            edges[2],
+            self._exchange(graph, graph.edge_row, graph.edge_col),
+            self.l_readout,
+            graph.edge_row,
+            graph.species[graph.edge_col],
+            len(x),
+        )
+        return torch.cat([lifted, field], dim=-1)
 
     def forward(self, graph: Graph) -> list[tuple[int, int, Tensor, Tensor]]:
         """(row species, column species, pair index (n,), parts (n, n_parts, n_row, n_col) in eV).
@@ -258,10 +262,14 @@ class HamiltonianModel(nn.Module):
         the largest by far in a magnet, last.
         """
         species_row, species_col = graph.species[row], graph.species[col]
-        m = self.embedding.scaled_moments(graph.species, graph.moments)
-        exchange = (m[row] * m[col]).sum(dim=-1, keepdim=True)
+        exchange = self._exchange(graph, row, col)[:, None]
         ends = [self.edge_species[:, i].index_select(0, s) for i, s in enumerate((species_row, species_col))]
         return torch.cat([self.radial(fraction), *ends, exchange], dim=1)
+
+    def _exchange(self, graph: Graph, row: Tensor, col: Tensor) -> Tensor:
+        """(n,) m_i · m_j in units of the typical sizes."""
+        m = self.embedding.scaled_moments(graph.species, graph.moments)
+        return (m[row] * m[col]).sum(dim=-1)
 
     def stages(self) -> Iterator[tuple[EquivariantLinear, float]]:
         """(linear map at the end of a branch, size that its output should begin with), as data flow through them.
