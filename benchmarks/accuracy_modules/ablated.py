@@ -157,8 +157,8 @@ class LinearInMoments(HamiltonianModel):
             gain = (linear.weight.square().sum(dim=(3, 4)) / before.square().sum(dim=(3, 4))).sqrt()
             linear.weight.copy_(torch.where((gain > _LARGEST_GAIN)[..., None, None], before, linear.weight))
 
-    def _edge_scalars(self, graph: Graph, fraction: Tensor, row: Tensor, col: Tensor) -> Tensor:
-        return super()._edge_scalars(_without_moments(graph), fraction, row, col)
+    def _exchange(self, graph: Graph, row: Tensor, col: Tensor) -> Tensor:
+        return super()._exchange(_without_moments(graph), row, col)
 
 
 def _without_moments(graph: Graph) -> Graph:

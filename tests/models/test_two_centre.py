@@ -16,11 +16,17 @@ from small_models import BASIS, crystal, model_overlap
 SIZES = {"mode": "none", "l_max": 2, "n_layers": 1, "channels": 3, "hidden": 4, "pair_channels": 5, "n_radial": 4}
 
 
-def network(**changes) -> HamiltonianModel:
+def network(moment_scale: tuple[float, float] = (0.0, 0.0), **changes) -> HamiltonianModel:
     torch.manual_seed(3)
-    return HamiltonianModel(ModelConfig(**{"cutoff_ang": 4.0, **SIZES, **changes}), BASIS, (0.0, 0.0)).requires_grad_(
-        False
-    )
+    config = ModelConfig(**{"cutoff_ang": 4.0, **SIZES, **changes})
+    return HamiltonianModel(config, BASIS, moment_scale).requires_grad_(False)
+
+
+def two_centre_terms_alone(model: HamiltonianModel) -> HamiltonianModel:
+    for readout in [*model.self_readout, *model.pair_readout.values()]:
+        for weight in readout.weights.values():  # type: ignore[union-attr]
+            weight[:, : model.config.pair_channels] = 0
+    return model
 
 
 def cluster(*labels: str) -> Structure:
@@ -31,10 +37,7 @@ def cluster(*labels: str) -> Structure:
 
 
 def test_two_centre_terms_are_of_each_pair_alone_and_add_up_on_an_atom():
-    model = network()
-    for readout in [*model.self_readout, *model.pair_readout.values()]:
-        for weight in readout.weights.values():  # type: ignore[union-attr]
-            weight[:, : model.config.pair_channels] = 0
+    model = two_centre_terms_alone(network())
     names = [("Ni",), ("Ni", "Br"), ("Ni", "Cl"), ("Ni", "Br", "Cl")]
     alone, first, second, both = (
         model.hamiltonian(structure, basis_pairs(structure, BASIS)) for structure in (cluster(*n) for n in names)
@@ -45,6 +48,21 @@ def test_two_centre_terms_are_of_each_pair_alone_and_add_up_on_an_atom():
     assert (onsite[0] - shift).abs().max() > 1e-2
     assert torch.allclose(both.block(0, 1, (0, 0, 0)), first.block(0, 1, (0, 0, 0)), atol=1e-12)
     assert first.block(0, 1, (0, 0, 0)).abs().max() > 1e-2
+
+
+def test_levels_follow_the_product_of_two_moments_linearly_and_bonds_do_not_know_of_it():
+    model = two_centre_terms_alone(network((1.5, 0.0), mode="soc"))
+
+    def blocks(angle: float) -> tuple[torch.Tensor, torch.Tensor]:
+        moments = 1.5 * np.array([[0.0, 0.0, 1.0], [np.sin(angle), 0.0, np.cos(angle)]])
+        dimer = Structure(30 * np.eye(3), [[0.0, 0.0, 0.0], [1.1, 1.4, -0.6]], [28, 28], ("Ni", "Ni"), moments)
+        h = model.hamiltonian(dimer, basis_pairs(dimer, BASIS))
+        return h.block(0, 0, (0, 0, 0)), h.block(0, 1, (0, 0, 0))
+
+    parallel, oblique, opposite = blocks(0.0), blocks(np.pi / 3), blocks(np.pi)
+    assert (parallel[0] - opposite[0]).abs().max() > 1e-2
+    assert torch.allclose(oblique[0], 0.75 * parallel[0] + 0.25 * opposite[0], atol=1e-12)
+    assert torch.allclose(oblique[1], opposite[1], atol=1e-12)
 
 
 def test_a_two_centre_operator_is_found_by_regression_from_a_few_displaced_crystals():
