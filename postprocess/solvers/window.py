@@ -155,30 +155,39 @@ def nearest_window(
         )
     shift = factor.sigma_ev, factor.inertia.negative
     del factor, search
-    # Levels beyond the last may be missing copies: each edge lies in the widest gap between the `count` nearest states
-    # and the distance of the last one.
-    away = np.abs(energies - shift[0])
-    reach = float(away.max())
-    places = np.concatenate([[shift[0] - reach], energies, [shift[0] + reach]])
-    wanted = 1 + np.flatnonzero(away <= np.partition(away, count - 1)[count - 1])
-    gaps = np.diff(places)
-    first, last = int(np.argmax(gaps[: wanted[0]])), int(wanted[-1] + np.argmax(gaps[wanted[-1] :]))
+    inside, edges = _edges(energies, shift[0], count)
     counts = []
-    for place, known in ((first, bool(energies[0] > shift[0])), (last, bool(energies[-1] < shift[0]))):
-        if known:
-            # With all states on one side of the shift, in a gap, it is an edge that has been counted already.
+    for edge in edges:
+        if edge == shift[0]:
             counts.append(shift)
             continue
-        checked, more = factor_off_states(analysis, at, float(places[place] + places[place + 1]) / 2)
+        checked, more = factor_off_states(analysis, at, edge)
         counts.append((checked.sigma_ev, checked.inertia.negative))
         n_factors += more
         del checked
-    if counts[1][1] - counts[0][1] == last - first:
-        parts = _Parts([found.vectors[:, first:last]], n_factors, found.n_solves)
+    if counts[1][1] - counts[0][1] == inside.stop - inside.start:
+        parts = _Parts([found.vectors[:, inside]], n_factors, found.n_solves)
     else:
         parts = _Parts([], n_factors, found.n_solves)
         _search(analysis, at, counts[0], counts[1], parts, tolerance_ev, _PER_SHIFT)
     return _joined(at, counts[0], counts[1], parts)
+
+
+def _edges(energies: NDArray[np.float64], sigma_ev: float, count: int) -> tuple[slice, tuple[float, float]]:
+    """The states of a window with the `count` nearest to sigma, and its edges.
+
+    Levels beyond the last may be missing copies: each edge lies in the widest gap between the `count` nearest states
+    and the distance of the last one. With all states on one side of sigma, in a gap, sigma is the other edge.
+    """
+    away = np.abs(energies - sigma_ev)
+    reach = float(away.max())
+    places = np.concatenate([[sigma_ev - reach], energies, [sigma_ev + reach]])
+    wanted = 1 + np.flatnonzero(away <= np.partition(away, count - 1)[count - 1])
+    gaps = np.diff(places)
+    first, last = int(np.argmax(gaps[: wanted[0]])), int(wanted[-1] + np.argmax(gaps[wanted[-1] :]))
+    low, high = (float(places[n] + places[n + 1]) / 2 for n in (first, last))
+    low, high = (sigma_ev if energies[0] > sigma_ev else low), (sigma_ev if energies[-1] < sigma_ev else high)
+    return slice(first, last), (low, high)
 
 
 def _distances(away: NDArray[np.float64], numbers: NDArray[np.float64], count: int) -> tuple[float, float]:
