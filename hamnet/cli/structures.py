@@ -58,7 +58,8 @@ def read_structures(path: str | Path) -> list[Structure]:
     """All structures of any file that ASE reads.
 
     Moments: an array ``moments`` or ``magmoms`` (n, 3) of an extended xyz file, or the initial magnetic moments (n, 3),
-    or (n,) along z. Raises :class:`StructureError` for what cannot be read or has no cell.
+    or (n,) along z. Labels of species: an array ``labels`` of an extended xyz file, else the chemical symbols. Raises
+    :class:`StructureError` for what cannot be read or has no cell.
     """
     from ase.io import read
 
@@ -98,7 +99,7 @@ def _structure_of(atoms: Atoms, path: Path) -> Structure:
             cell=atoms.cell.array,
             positions=atoms.positions,
             numbers=atoms.numbers,
-            labels=tuple(atoms.get_chemical_symbols()),
+            labels=tuple(map(str, atoms.arrays.get("labels", atoms.get_chemical_symbols()))),
             moments=moments,
             pbc=atoms.pbc,
         )
