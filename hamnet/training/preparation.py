@@ -231,10 +231,21 @@ def _with_species(
             name[1] = "_".join(str(places[int(number)]) for number in name[1].split("_"))
         if key in _BY_SPECIES:
             state[key][places] = value
+        elif name[0] == "self_readout" and name[2] == "weights":
+            state[".".join(name)] = _around_more_species(value, start, len(basis), places)
         else:
             state[".".join(name)] = value
     model.load_state_dict(state)
     return model
+
+
+def _around_more_species(weight: Tensor, start: HamiltonianModel, n_species: int, places: list[int]) -> Tensor:
+    """Weights (n_kinds, channels, n) of an on-site readout, whose neighbours of new species do nothing at first."""
+    own, around = weight.tensor_split([start.config.pair_channels], dim=1)
+    around = around.unflatten(1, (len(start.basis), -1))
+    wider = around.new_zeros(len(weight), n_species, *around.shape[2:])
+    wider[:, places] = around
+    return torch.cat([own, wider.flatten(1, 2)], dim=1)
 
 
 def _check_start(section: ModelSection, loaded: LoadedModel, data: Survey) -> list[str]:

@@ -24,6 +24,7 @@ CONFIG = {
     "pair_channels": 3,
     "product_channels": 2,
     "n_radial": 4,
+    "n_two_centre": 2,
     "mean_neighbours": 6.0,
 }
 KNOWN = TrainedOn("vector", True, "openmx", None, {f"{a}-{b}": (0.5, 9.0) for a in ("Ni", "Br") for b in ("Ni", "Br")})
