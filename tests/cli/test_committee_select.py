@@ -26,6 +26,7 @@ hidden = 4
 pair_channels = 4
 product_channels = 2
 n_radial = 4
+n_two_centre = 2
 [training]
 epochs = 2
 threads = 1

