@@ -239,7 +239,9 @@ def _with_species(
     return model
 
 
-def _around_more_species(weight: Tensor, start: HamiltonianModel, n_species: int, places: list[int]) -> Tensor:
+def _around_more_species(
+    weight: torch.Tensor, start: HamiltonianModel, n_species: int, places: list[int]
+) -> torch.Tensor:
     """Weights (n_kinds, channels, n) of an on-site readout, whose neighbours of new species do nothing at first."""
     own, around = weight.tensor_split([start.config.pair_channels], dim=1)
     around = around.unflatten(1, (len(start.basis), -1))
