@@ -289,11 +289,17 @@ def in_process(case: str, *args: str) -> dict[str, Any]:
 # -- report -----------------------------------------------------------------------------------------------------------
 
 
+def failed(cells: str, name: str, case: dict[str, Any]) -> bool:
+    """Whether a case ended with an error, which is printed."""
+    if "failed" in case:
+        print(f"{cells:6s} {name:13s} failed: {case['failed']}", flush=True)
+    return "failed" in case
+
+
 def backend_lines(cells: str, names: list[str], places: list[str], report: dict[str, Any]) -> None:
     for name in names:
         e = report["backends"][f"{cells} {name}"] = in_process("backend", cells, name)
-        if "failed" in e:
-            print(f"{cells:6s} {name:13s} failed: {e['failed']}", flush=True)
+        if failed(cells, name, e):
             continue
         share = e["assembly_s"] / e["factor_s"]
         print(
@@ -315,8 +321,7 @@ def eigsh_lines(cells: str, names: list[str], places: list[str], report: dict[st
 def window_lines(cells: str, names: list[str], places: list[str], report: dict[str, Any]) -> None:
     for place, name in itertools.product(places, names):
         w = report["windows"][f"{cells} {place} {name}"] = in_process("window", cells, name, place)
-        if "failed" in w:
-            print(f"{cells:6s} {name:13s} failed: {w['failed']}", flush=True)
+        if failed(cells, name, w):
             continue
         beside = report["eigsh"].get(f"{cells} {place}", {}).get("eigsh_s")
         against = ""
@@ -336,8 +341,7 @@ def same_factor_lines(cells: str, names: list[str], places: list[str], report: d
     for name in names:
         for place in places:
             e = report["same_factor"][f"{cells} {place} {name}"] = in_process("same_factor", cells, name, place)
-            if "failed" in e:
-                print(f"{cells:6s} {name:13s} failed: {e['failed']}", flush=True)
+            if failed(cells, name, e):
                 continue
             e["ratio"], e["ratio_default"] = e["eigsh_s"] / e["block_s"], e["eigsh_default_s"] / e["block_s"]
             print(
@@ -358,8 +362,7 @@ def inertia_lines(cells: str, names: list[str], places: list[str], report: dict[
 def slepc_lines(cells: str, names: list[str], places: list[str], report: dict[str, Any]) -> None:
     for place in places:
         e = report["slepc"][f"{cells} {place}"] = in_process("slepc", cells, place)
-        if "failed" in e:
-            print(f"{cells:6s} SLEPc         failed: {e['failed']}", flush=True)
+        if failed(cells, "SLEPc", e):
             continue
         print(
             f"{cells:6s} SLEPc         shift in {place}: {e['states']} states {e['slepc_s']:7.1f} s, not counted, "

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from hamnet import __version__
-from hamnet.errors import HamnetError, ModelError, StoreError
+from hamnet.errors import StoreError
 from hamnet.models.hamiltonian import HamiltonianModel
-from hamnet.models.io import LoadedModel, load_model
+from hamnet.models.io import LoadedModel
 from hamnet.sample import Sample
 from hamnet.store import BlockStream, SampleWriter, may_be_replaced
 from hamnet.store_writer import disk_errors
@@ -39,9 +36,11 @@ from .forecast import (
     peak_bytes,
     run_trial,
 )
-from .partial import create_rows, finish_rows, finished_rows, load_array, partial_folder, save_array, write_rows
+from .partial import create_rows, finish_rows, finished_rows, load_array, partial_folder, save_array
 from .prediction import Plan, make_plan
-from .tiles import Crystal, HalfGroup, HalfPairs, blocks_of_tile, features_of_tile
+from .stages import Stage, compute_rows
+from .tiles import Crystal, HalfPairs
+from .workers import ModelFile, spread, workers_hold
 
 __all__ = ["Report", "check_output", "predict_to_file"]
 
@@ -67,42 +66,6 @@ class Report:
     seconds: Mapping[str, float]
     memory_gb: float
     file_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Stage:
-    """One pass over all atoms (a round of messages) or over the computed pairs of two species.
-
-    name : of its array in the folder. shape : of a row. tile, task : rows computed, and handed out, at once.
-    seconds : guess for one row. known : the array that it reads.
-    """
-
-    name: str
-    step: str
-    n_rows: int
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    tile: int
-    task: int
-    seconds: float
-    known: str | None
-    layer: int = 0
-    group: HalfGroup | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _ModelFile:
-    """The model as a worker finds it."""
-
-    path: str
-    checksum: str
-    dtype: torch.dtype
-    device: str
-
-    @classmethod
-    def of(cls, loaded: LoadedModel) -> _ModelFile:
-        here = loaded.model.edge_species
-        return cls(loaded.path, loaded.checksum, here.dtype, str(here.device))
 
 
 def predict_to_file(
@@ -150,7 +113,7 @@ def predict_to_file(
         plan = make_plan(loaded, structure, source)
         half = HalfPairs.of(plan.pairs)
         crystal = Crystal.of(plan.structure, half, loaded.model.config.cutoff_ang)
-        memory = Memory(memory_bytes(), *_workers_hold(executor, workers, loaded, folder))
+        memory = Memory(memory_bytes(), *workers_hold(executor, workers, loaded, folder))
         largest = tile or LARGEST[loaded.model.edge_species.device.type]
         tile = fitting_tile(loaded.model, crystal, memory, memory_gb, largest)
         trial = run_trial(loaded.model, crystal, half, tile)
@@ -232,7 +195,7 @@ def _identity(loaded: LoadedModel, plan: Plan, crystal: Crystal, name: str) -> d
     }
 
 
-def _stages(half: HalfPairs, model: HamiltonianModel, trial: Trial, tile: Tile) -> tuple[_Stage, ...]:
+def _stages(half: HalfPairs, model: HamiltonianModel, trial: Trial, tile: Tile) -> tuple[Stage, ...]:
     stages, n_orbitals = [], model.basis.n_orbitals
 
     def task(n: int, seconds: float) -> int:
@@ -242,7 +205,7 @@ def _stages(half: HalfPairs, model: HamiltonianModel, trial: Trial, tile: Tile) 
         known = f"features_{layer - 1}" if layer else None
         sizes = (tile.n_atoms, task(tile.n_atoms, seconds), seconds)
         stages.append(
-            _Stage(f"features_{layer}", "features", half.pairs.n_atoms, shape, dtype, *sizes, known, layer=layer)
+            Stage(f"features_{layer}", "features", half.pairs.n_atoms, shape, dtype, *sizes, known, layer=layer)
         )
     for group in half.groups:
         a, b, start, stop = group
@@ -250,9 +213,7 @@ def _stages(half: HalfPairs, model: HamiltonianModel, trial: Trial, tile: Tile) 
         seconds = trial.pair_s * directions(a, b)
         sizes = (tile.n_pairs, task(tile.n_pairs, seconds), seconds)
         known = f"features_{len(trial.features) - 1}"
-        stages.append(
-            _Stage(_blocks_name(a, b), "blocks", stop - start, shape, trial.dtype, *sizes, known, group=group)
-        )
+        stages.append(Stage(_blocks_name(a, b), "blocks", stop - start, shape, trial.dtype, *sizes, known, group=group))
     return tuple(stages)
 
 
@@ -261,7 +222,7 @@ def _blocks_name(row_species: int, col_species: int) -> str:
 
 
 def _forecast(
-    folder: Path, plan: Plan, stages: Sequence[_Stage], trial: Trial, tile: Tile, memory: int, workers: int
+    folder: Path, plan: Plan, stages: Sequence[Stage], trial: Trial, tile: Tile, memory: int, workers: int
 ) -> Forecast:
     all_s = sum(stage.n_rows * stage.seconds for stage in stages)
     left_s = sum(float((~finished_rows(folder, stage.name)).sum()) * stage.seconds for stage in stages)
@@ -298,7 +259,7 @@ def _check_disk(folder: Path, forecast: Forecast) -> None:
 
 def _compute(
     folder: Path,
-    stages: Sequence[_Stage],
+    stages: Sequence[Stage],
     loaded: LoadedModel,
     crystal: Crystal,
     executor: Executor | None,
@@ -309,7 +270,7 @@ def _compute(
     """All tiles that are not finished, stage after stage: each reads what the one before wrote."""
     total = {step: sum(s.n_rows for s in stages if s.step == step) for step in ("features", "blocks")}
     finished = dict.fromkeys(total, 0)
-    file = _ModelFile.of(loaded)
+    file = ModelFile.of(loaded)
     threads = max(1, (os.cpu_count() or 1) // workers)
     for stage in stages:
         with _timed(seconds, stage.step):
@@ -319,7 +280,7 @@ def _compute(
             if executor is None:
                 done = _in_turn(folder, stage, loaded.model, crystal, tasks)
             else:
-                done = _spread(executor, 2 * workers, tasks, folder.absolute(), stage, file, threads)
+                done = spread(executor, 2 * workers, tasks, folder.absolute(), stage, file, threads)
             for start, stop in done:
                 finish_rows(folder, stage.name, start, stop)
                 finished[stage.step] += stop - start
@@ -327,7 +288,7 @@ def _compute(
                     on_progress(stage.step, finished[stage.step], total[stage.step])
 
 
-def _tasks(there: NDArray[np.bool_], stage: _Stage) -> list[tuple[int, int]]:
+def _tasks(there: NDArray[np.bool_], stage: Stage) -> list[tuple[int, int]]:
     """(start, stop) of rows to compute. Tiles begin at the same rows in every call, so that sums round alike."""
     starts = np.arange(0, stage.n_rows, stage.tile)
     missing = np.flatnonzero(~np.logical_and.reduceat(there, starts))
@@ -339,116 +300,11 @@ def _tasks(there: NDArray[np.bool_], stage: _Stage) -> list[tuple[int, int]]:
 
 
 def _in_turn(
-    folder: Path, stage: _Stage, model: HamiltonianModel, crystal: Crystal, tasks: Sequence[tuple[int, int]]
+    folder: Path, stage: Stage, model: HamiltonianModel, crystal: Crystal, tasks: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[int, int]]:
     for start, stop in tasks:
-        _compute_rows(folder, stage, model, crystal, start, stop)
+        compute_rows(folder, stage, model, crystal, start, stop)
         yield start, stop
-
-
-def _spread(
-    executor: Executor,
-    ahead: int,
-    tasks: Sequence[tuple[int, int]],
-    folder: Path,
-    stage: _Stage,
-    file: _ModelFile,
-    threads: int,
-) -> Iterator[tuple[int, int]]:
-    """The same by the workers of an executor; tasks come back in any order."""
-    waiting: dict[Future, tuple[int, int]] = {}
-    left = iter(tasks)
-    with _worker_errors(folder):
-        try:
-            while True:
-                for task in left:
-                    waiting[executor.submit(_work, folder, stage, file, threads, *task)] = task
-                    if len(waiting) >= ahead:
-                        break
-                if not waiting:
-                    return
-                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    task = waiting.pop(future)
-                    future.result()
-                    yield task
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-@contextmanager
-def _worker_errors(folder: Path) -> Iterator[None]:
-    """A lost worker is told as such."""
-    try:
-        yield
-    except Exception as error:
-        # An error of the user or of the disk is told as what it is; connections that break carry no number.
-        if isinstance(error, HamnetError) or (isinstance(error, OSError) and error.errno is not None):
-            raise
-        raise HamnetError(
-            f"a worker was lost ({type(error).__name__}: {error})",
-            expected="workers that live as long as the work",
-            remedy=f"give them more memory or take fewer, and run the same command again: what is finished is kept in "
-            f"{folder}",
-        ) from error
-
-
-def _workers_hold(executor: Executor | None, workers: int, loaded: LoadedModel, folder: Path) -> tuple[int, int]:
-    """(bytes in each worker before it computes, number of workers): asked of one, who holds other things than we do."""
-    if executor is None:
-        return 0, 0
-    with _worker_errors(folder):
-        return executor.submit(_worker_bytes, _ModelFile.of(loaded)).result(), workers
-
-
-def _worker_bytes(file: _ModelFile) -> int:
-    """What a worker process holds once the model is read."""
-    _worker_model(file)
-    return memory_bytes()
-
-
-def _work(folder: Path, stage: _Stage, file: _ModelFile, threads: int, start: int, stop: int) -> None:
-    """A task in a worker process."""
-    if not folder.is_dir():
-        raise HamnetError(
-            f"a worker on {platform.node()} does not see {folder}",
-            expected="a file system that all workers share",
-            remedy="write the output there",
-        )
-    torch.set_num_threads(threads)
-    crystal = Crystal(**{name: load_array(folder, name) for name in Crystal.names()})
-    _compute_rows(folder, stage, _worker_model(file), crystal, start, stop)
-
-
-@lru_cache(maxsize=1)
-def _worker_model(file: _ModelFile) -> HamiltonianModel:
-    loaded = load_model(file.path, dtype=file.dtype, device=file.device)
-    if loaded.checksum != file.checksum:
-        raise ModelError("another model than at the start", expected=f"SHA-256 {file.checksum}", path=file.path)
-    return loaded.model
-
-
-def _compute_rows(
-    folder: Path, stage: _Stage, model: HamiltonianModel, crystal: Crystal, start: int, stop: int
-) -> None:
-    for first in range(start, stop, stage.tile):
-        rows = slice(first, min(first + stage.tile, stop))
-        # Mapped anew for each tile: pages of the file that were read do not pile up.
-        known = None if stage.known is None else load_array(folder, stage.known)
-        if stage.group is None:
-            values = features_of_tile(model, crystal, stage.layer, rows, known)
-        else:
-            assert known is not None
-            shift = stage.group.start
-            pairs = slice(shift + rows.start, shift + rows.stop)
-            values = blocks_of_tile(model, crystal, stage.group, pairs, known)
-        if not bool(torch.isfinite(values).all()):
-            raise ModelError(
-                f"numbers that are not finite, in {stage.name} {rows.start} … {rows.stop - 1}",
-                expected="a finite Hamiltonian",
-                remedy="is the model sound? Try `hamnet evaluate` on a run that it was trained on",
-            )
-        write_rows(folder, stage.name, rows.start, values.cpu().numpy())
 
 
 # -- after the work ----------------------------------------------------------------------------------------------------
@@ -460,7 +316,7 @@ def _write(
     name: str,
     plan: Plan,
     half: HalfPairs,
-    stages: Sequence[_Stage],
+    stages: Sequence[Stage],
     trial: Trial,
     loaded: LoadedModel,
     on_progress: Callable[[str, int, int], None] | None,
