@@ -106,7 +106,7 @@ class HamiltonianModel(nn.Module):
         # Radial functions see the two species through vectors of their own.
         width = 8
         self.edge_species = nn.Parameter(torch.randn(len(basis), 2, width, dtype=torch.float64))
-        n_scalars = c.n_radial + 2 * width + 1
+        n_scalars = c.n_radial + 2 * width
         self.interactions = nn.ModuleList(
             Interaction(c.l_max, algebra, c.channels, c.hidden, c.product_channels, n_scalars)
             for _ in range(c.n_layers)
@@ -124,7 +124,7 @@ class HamiltonianModel(nn.Module):
         nn.init.zeros_(self.grid_out.weight)
         self.self_product = NodeProduct(self.l_readout, algebra, c.channels, c.product_channels)
         self.self_linear = EquivariantLinear(self.l_readout, algebra, c.channels, c.pair_channels)
-        self.pair_network = EdgeNetwork(self.l_readout, algebra, c.channels, c.hidden, n_scalars, c.pair_channels)
+        self.pair_network = EdgeNetwork(self.l_readout, algebra, c.channels, c.hidden, n_scalars + 1, c.pair_channels)
         self.two_centre = TwoCentre(c.n_two_centre, c.mode, algebra, len(basis))
         n_self, n_pair = (c.pair_channels + n for n in (self.two_centre.n_self, self.two_centre.n_pair))
         self.self_readout = nn.ModuleList(BlockReadout(s, s, c.mode, n_self) for s in basis.species)
@@ -235,7 +235,7 @@ class HamiltonianModel(nn.Module):
             x,
             Incidence.of(torch.stack([row, col + len(x)], dim=1), 2 * len(x)),
             edge_rotation(vectors, self.l_readout),
-            self._edge_scalars(graph, fraction, row, col),
+            torch.cat([self._edge_scalars(graph, fraction, row, col), self._exchange(graph, row, col)[:, None]], dim=1),
             envelope(fraction),
             wanted,
         )
@@ -256,18 +256,18 @@ class HamiltonianModel(nn.Module):
         return self.pair_readout[_key(group)].degree  # type: ignore[return-value]
 
     def _edge_scalars(self, graph: Graph, fraction: Tensor, row: Tensor, col: Tensor) -> Tensor:
-        """(n, n_scalars) what the radial functions see: length, the two species, and the exchange invariant m_i · m_j.
-
-        The network could form m_i · m_j by itself, but so many other invariants come with it that it learns this one,
-        the largest by far in a magnet, last.
-        """
+        """(n, n_scalars) what the radial functions see: length and the two species."""
         species_row, species_col = graph.species[row], graph.species[col]
-        exchange = self._exchange(graph, row, col)[:, None]
         ends = [self.edge_species[:, i].index_select(0, s) for i, s in enumerate((species_row, species_col))]
-        return torch.cat([self.radial(fraction), *ends, exchange], dim=1)
+        return torch.cat([self.radial(fraction), *ends], dim=1)
 
     def _exchange(self, graph: Graph, row: Tensor, col: Tensor) -> Tensor:
-        """(n,) m_i · m_j in units of the typical sizes."""
+        """(n,) m_i · m_j in units of the typical sizes.
+
+        The radial functions of blocks and the two-centre terms on atoms see it, those of messages do not: what is
+        nonlinear in the moments around an atom must be so in their sum, the molecular field, and not bond by bond.
+        Small cells, whose moments repeat, cannot tell the two apart, and levels of NiBr2 go with the field.
+        """
         m = self.embedding.scaled_moments(graph.species, graph.moments)
         return (m[row] * m[col]).sum(dim=-1)
 

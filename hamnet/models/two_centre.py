@@ -26,13 +26,20 @@ __all__ = ["TwoCentre"]
 class TwoCentre(nn.Module):
     """B_n(r) Y_lm(r̂), n = 1 … size: natural, even and free of spin.
 
+    B_n falls as 1/n², so that equal weights make a function with a bounded slope and weights that are kept small make a
+    smooth one. Crystals that hold a bond at a few lengths alone (the lattice vectors of a small cell) leave open what
+    happens between them; without the factor, Pt–Pt blocks at 2.8 Å were 31 instead of 11 meV off when stretched.
+
     n_pair : how many of them a pair has. n_self : how many an atom has, with a sum of its own for the neighbours of
     each species.
     """
 
+    order: Tensor
+
     def __init__(self, size: int, mode: Mode, algebra: SpinAlgebra, n_species: int) -> None:
         super().__init__()
         self.radial = RadialBasis(size)
+        self.register_buffer("order", torch.arange(1, size + 1, dtype=torch.float64), persistent=False)
         self.n_components, self.n_species, self.magnetic = algebra.n_components, n_species, mode != "none"
         self.n_pair = size
         self.n_self = n_species * size * (2 if self.magnetic else 1)
@@ -68,7 +75,7 @@ class TwoCentre(nn.Module):
         return self._labelled(total.unflatten(0, (n_atoms, self.n_species)).transpose(1, 2).flatten(2))
 
     def _radial(self, fraction: Tensor, weight: Tensor) -> Tensor:
-        return self.radial(fraction) * weight[:, None]
+        return self.radial(fraction) / self.order**2 * weight[:, None]
 
     def _labelled(self, terms: Tensor) -> Tensor:
         """(n, M, c) as natural, even and spin-free among (n, M, 2, q, c)."""

@@ -25,6 +25,8 @@ _MOST_GAIN = 100.0
 _ABSENT = 1e-7
 # Smaller ones fit displaced crystals by differences of almost equal features, which says nothing of other crystals.
 _RIDGE = 1e-4
+# Two-centre terms are few and smooth: what they can explain is theirs.
+_RIDGE_TWO_CENTRE = 1e-6
 
 
 def mean_neighbours(structures: Iterable[Structure], cutoff_ang: float) -> float:
@@ -143,14 +145,20 @@ def fit_weights(model: HamiltonianModel, graph: Graph, labels: Sequence[BlockOpe
             targets.setdefault(key, []).append(coefficients)
     for key, readout in _readouts(model).items():
         if key in seen:
-            _regress(readout, seen[key].double(), torch.cat(targets[key]).to(seen[key].device))
+            x = seen[key].double()
+            ridge = torch.full((x.shape[-1],), _RIDGE_TWO_CENTRE, dtype=x.dtype, device=x.device)
+            ridge[: model.config.pair_channels] = _RIDGE
+            _regress(readout, x, torch.cat(targets[key]).to(x.device), ridge)
 
 
 def _keep_input(seen: dict[str, torch.Tensor], key: str, module: torch.nn.Module, inputs: tuple) -> None:
     seen[key] = inputs[0]
 
 
-def _regress(readout: BlockReadout, features: torch.Tensor, coefficients: torch.Tensor) -> None:
+def _regress(
+    readout: BlockReadout, features: torch.Tensor, coefficients: torch.Tensor, ridge: torch.Tensor
+) -> None:
+    """`ridge` (channels,), in units of the mean square of all features."""
     coefficients = coefficients.clone()
     coefficients[:, 0] -= readout.shift.double()
     coefficients /= readout.scale.double()[readout.kind][:, readout.irreps.entry]
@@ -164,9 +172,8 @@ def _regress(readout: BlockReadout, features: torch.Tensor, coefficients: torch.
             of_kind = readout.kind == kind
             a, b = x[:, of_kind].flatten(0, 2), y[:, of_kind].flatten(0, 2)
             gram = a.T @ a / len(a)
-            ridge = _RIDGE * gram.diagonal().mean().clamp(min=1e-12) * torch.eye(len(gram), dtype=gram.dtype)
-            weight = torch.linalg.solve(gram + ridge.to(gram.device), a.T @ b / len(a))
-            readout.weights[f"{j}_{natural}"][kind] = weight
+            penalty = ridge * gram.diagonal().mean().clamp(min=1e-12)
+            readout.weights[f"{j}_{natural}"][kind] = torch.linalg.solve(gram + penalty.diag(), a.T @ b / len(a))
 
 
 def _readouts(model: HamiltonianModel) -> dict[str, BlockReadout]:
