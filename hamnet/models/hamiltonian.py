@@ -147,10 +147,7 @@ class HamiltonianModel(nn.Module):
     # -- forward ---------------------------------------------------------------------------------------------------
 
     def features(self, graph: Graph) -> Tensor:
-        """(n_atoms, (l_readout+1)², 2, q, c) of each atom, all that the readout sees.
-
-        c : `channels` features, and behind them the two-centre terms of the neighbourhood.
-        """
+        """(n_atoms, (l_readout+1)², n) of each atom, all that the readout sees: see :meth:`unpacked`."""
         x, edges = self.embed(graph), self.edges(graph)
         for layer in range(self.config.n_layers):
             x = self.interact(layer, x, graph, edges)
@@ -180,8 +177,7 @@ class HamiltonianModel(nn.Module):
         return self.interactions[layer](x, graph.edge_row, graph.edge_col, *edges, n_rows)
 
     def lifted(self, x: Tensor, graph: Graph, edges: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """(n, (l_readout+1)², 2, q, c) from the features of the first n atoms, row atoms of all edges, after the last
-        round."""
+        """:meth:`features` from those of the first n atoms, row atoms of all edges, after the last round."""
         lifted = self.lift_out(self.lift(self.lift_left.beside(self.lift_right, x)))
         size = min(x.shape[1], lifted.shape[1])
         straight = self.lift_linear(x[:, :size])
@@ -201,7 +197,13 @@ class HamiltonianModel(nn.Module):
             graph.species[graph.edge_col],
             len(x),
         )
-        return torch.cat([lifted, field], dim=-1)
+        return torch.cat([lifted.flatten(2), field], dim=-1)
+
+    def unpacked(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, M, 2, q, channels) of the network and (n, M, n_self) two-centre terms of the neighbourhoods."""
+        q, n_self = ALGEBRAS[self.config.mode].n_components, self.two_centre.n_self
+        learned, field = features.split([features.shape[-1] - n_self, n_self], dim=-1)
+        return learned.unflatten(2, (2, q, self.config.channels)), field
 
     def forward(self, graph: Graph) -> list[tuple[int, int, Tensor, Tensor]]:
         """(row species, column species, pair index (n,), parts (n, n_parts, n_row, n_col) in eV).
@@ -214,11 +216,11 @@ class HamiltonianModel(nn.Module):
         """The output of :meth:`forward` from the :meth:`features` of all atoms that occur in the graph's pairs."""
         mode = self.config.mode
         result = []
-        x, field = (part.contiguous() for part in x.tensor_split([self.config.channels], dim=-1))
+        x, field = (part.contiguous() for part in self.unpacked(x))
         atoms_of = [atoms for _, atoms, _ in graph.self_pairs]
         if atoms_of:
             own, around = (part.index_select(0, torch.cat(atoms_of)) for part in (x, field))
-            onsite = torch.cat([self.self_linear(self.self_product(own)), around], dim=-1)
+            onsite = torch.cat([self.self_linear(self.self_product(own)), self.two_centre.labelled(around)], dim=-1)
             of_species = onsite.split([len(atoms) for atoms in atoms_of])
             for (species, _, index), own in zip(graph.self_pairs, of_species, strict=True):
                 parts = self.self_readout[species](own)
@@ -243,7 +245,8 @@ class HamiltonianModel(nn.Module):
         lines = zip(*(t.split(counts) for t in (vectors, fraction, envelope(fraction))), strict=True)
         parts_of: dict[str, Tensor] = {}
         for groups, of_degree, line, (_, degree) in zip(by_degree, features, lines, wanted, strict=True):
-            of_degree = torch.cat([of_degree, self.two_centre(*line, degree)], dim=-1)
+            terms = self.two_centre.labelled(self.two_centre(*line, degree))
+            of_degree = torch.cat([of_degree, terms], dim=-1)
             for group, own in zip(groups, of_degree.split([len(g.row) for g in groups]), strict=True):
                 parts = self.pair_readout[_key(group)](own)
                 if group.partner is not None:

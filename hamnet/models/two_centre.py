@@ -45,11 +45,11 @@ class TwoCentre(nn.Module):
         self.n_self = n_species * size * (2 if self.magnetic else 1)
 
     def forward(self, vectors: Tensor, fraction: Tensor, weight: Tensor, degree: int) -> Tensor:
-        """(n, (degree+1)², 2, q, n_pair) of pairs.
+        """(n, (degree+1)², n_pair) of pairs.
 
         vectors : (n, 3) from atom to atom; fraction : (n,) distances over the cutoff; weight : (n,) factors.
         """
-        return self._labelled(_harmonics(vectors, degree) * self._radial(fraction, weight)[:, None])
+        return _harmonics(vectors, degree) * self._radial(fraction, weight)[:, None]
 
     def around(
         self,
@@ -62,7 +62,7 @@ class TwoCentre(nn.Module):
         species: Tensor,
         n_atoms: int,
     ) -> Tensor:
-        """(n_atoms, (degree+1)², 2, q, n_self): sums over the neighbours, of all edges of the first so many atoms.
+        """(n_atoms, (degree+1)², n_self): sums over the neighbours, of all edges of the first so many atoms.
 
         exchange : (n_edges,) m_i · m_j. row, species : (n_edges,) number of the atom, species of its neighbour.
         """
@@ -72,14 +72,14 @@ class TwoCentre(nn.Module):
         terms = _harmonics(vectors, degree) * radial[:, None]
         total = terms.new_zeros((n_atoms * self.n_species, *terms.shape[1:]))
         total = total.index_add(0, row * self.n_species + species, terms)
-        return self._labelled(total.unflatten(0, (n_atoms, self.n_species)).transpose(1, 2).flatten(2))
+        return total.unflatten(0, (n_atoms, self.n_species)).transpose(1, 2).flatten(2)
+
+    def labelled(self, terms: Tensor) -> Tensor:
+        """Terms (n, M, c) as the natural, even and spin-free ones among features (n, M, 2, q, c)."""
+        return nn.functional.pad(terms[:, :, None, None], (0, 0, 0, self.n_components - 1, 0, 1))
 
     def _radial(self, fraction: Tensor, weight: Tensor) -> Tensor:
         return self.radial(fraction) / self.order**2 * weight[:, None]
-
-    def _labelled(self, terms: Tensor) -> Tensor:
-        """(n, M, c) as natural, even and spin-free among (n, M, 2, q, c)."""
-        return nn.functional.pad(terms[:, :, None, None], (0, 0, 0, self.n_components - 1, 0, 1))
 
 
 def _harmonics(vectors: Tensor, degree: int) -> Tensor:

@@ -166,9 +166,9 @@ def _tile_bytes(model: HamiltonianModel, crystal: Crystal, tile: Tile) -> int:
     block = 6 * n_parts(c.mode) * orbitals**2
     neighbours = int(np.diff(crystal.edge_start).max(initial=0))
     atoms = tile.n_atoms * ((neighbours + 1) * edge + product)
-    seen = c.channels + model.two_centre.n_self
+    seen = 2 * q * c.channels + model.two_centre.n_self
     pair += 2 * high * q * c.n_two_centre
-    pairs = tile.n_pairs * (2 * (pair + block) + 2 * q * high * seen) + min(tile.n_pairs, tile.n_atoms) * product
+    pairs = tile.n_pairs * (2 * (pair + block) + high * seen) + min(tile.n_pairs, tile.n_atoms) * product
     return 3 * size * max(atoms, pairs) // 2
 
 

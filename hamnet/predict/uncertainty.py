@@ -291,14 +291,19 @@ def descriptor(model: HamiltonianModel, structure: Structure, pairs: Pairs) -> N
     over the atoms of each species; zeros for species that do not occur.
     """
     graph = model.graph([structure], [pairs])
-    features = model.features(graph).double()  # (n, components, 2, q, channels)
-    device, n_spin_irreps = features.device, ALGEBRAS[model.config.mode].n_irreps
+    learned, field = model.unpacked(model.features(graph).double())
+    device, n_spin_irreps = learned.device, ALGEBRAS[model.config.mode].n_irreps
     degree = degree_index(model.l_readout).to(device)
     irrep = torch.tensor(ALGEBRAS[model.config.mode].irrep_of, device=device)
-    shape = (len(features), model.l_readout + 1, *features.shape[2:])
-    square = features.new_zeros(shape).index_add(1, degree, features**2)
+
+    def summed(features: torch.Tensor) -> torch.Tensor:
+        shape = (len(features), model.l_readout + 1, *features.shape[2:])
+        return features.new_zeros(shape).index_add(1, degree, features**2)
+
+    square = summed(learned)
     shape = (*square.shape[:3], n_spin_irreps, square.shape[4])
-    norms = square.new_zeros(shape).index_add(3, irrep, square).sqrt().flatten(1)
+    square = square.new_zeros(shape).index_add(3, irrep, square)
+    norms = torch.cat([square.flatten(1), summed(field).flatten(1)], dim=1).sqrt()
     parts = []
     for own in (norms[graph.species == s] for s in range(len(model.basis))):
         mean = own.mean(dim=0) if len(own) else norms.new_zeros(norms.shape[1])
