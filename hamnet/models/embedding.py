@@ -96,8 +96,7 @@ class NodeEmbedding(nn.Module):
             x[:, 0, 0, 0] = scalars
             return x
         m = self.scaled_moments(species, moments)
-        size = (m * m).sum(dim=-1, keepdim=True)
-        radial = torch.exp(-self.widths * size) * (self.moment_scale[species] > 0)[:, None]
+        radial = self._radial(species, m)
         weights = torch.einsum("nk,npkc->npc", radial, self.moment[species])
         if self.mode == "soc":
             for l, harmonic in enumerate(solid_harmonics(self.l_max, m)):
@@ -110,6 +109,36 @@ class NodeEmbedding(nn.Module):
             odd = m if self.mode == "spin-group" else m[:, 2:]
             x[:, 0, 0, 1 : 1 + odd.shape[1]] = odd[:, :, None] * weights[:, None, 1]
         return x
+
+    @property
+    def n_own(self) -> int:
+        """Number of :meth:`own_terms`: none without sizes, which are then an answer that the neighbours have a say in."""
+        return len(self._WIDTHS) if self.moment_sizes and self.mode != "none" else 0
+
+    def own_terms(self, species: Tensor, moments: Tensor, degree: int) -> Tensor:
+        """(n, (degree+1)², 2, q, n_own) what a moment does on its own atom: exp(−w m²) and m exp(−w m²), w the widths.
+
+        The readout sees them as they are. In a small cell, whose copies are all parallel, an atom's own moment cannot
+        be told from the sum of its neighbours', and the exchange splitting of a level is the atom's own. Higher powers,
+        which need spin–orbit coupling that often, are left to the network.
+        """
+        x = moments.new_zeros(len(species), (degree + 1) ** 2, 2, self.algebra.n_components, self.n_own)
+        if not self.n_own:
+            return x
+        m = self.scaled_moments(species, moments)
+        radial = self._radial(species, m)[:, None]
+        x[:, 0, 0, :1] = radial
+        if self.mode == "soc":
+            x[:, 1:4, 1, 1] = solid_harmonics(1, m)[1][:, :, None] * radial
+        else:
+            odd = m if self.mode == "spin-group" else m[:, 2:]
+            x[:, 0, 0, 1 : 1 + odd.shape[1]] = odd[:, :, None] * radial
+        return x
+
+    def _radial(self, species: Tensor, m: Tensor) -> Tensor:
+        """(n, n_widths) exp(−w m²) of scaled moments; zero where moments are no input."""
+        size = (m * m).sum(dim=-1, keepdim=True)
+        return torch.exp(-self.widths * size) * (self.moment_scale[species] > 0)[:, None]
 
 
 class GridAnisotropy(nn.Module):

@@ -126,7 +126,8 @@ class HamiltonianModel(nn.Module):
         self.self_linear = EquivariantLinear(self.l_readout, algebra, c.channels, c.pair_channels)
         self.pair_network = EdgeNetwork(self.l_readout, algebra, c.channels, c.hidden, n_scalars + 1, c.pair_channels)
         self.two_centre = TwoCentre(c.n_two_centre, c.mode, algebra, len(basis))
-        n_self, n_pair = (c.pair_channels + n for n in (self.two_centre.n_self, self.two_centre.n_pair))
+        n_self = c.pair_channels + self.embedding.n_own + self.two_centre.n_self
+        n_pair = c.pair_channels + self.two_centre.n_pair
         self.self_readout = nn.ModuleList(BlockReadout(s, s, c.mode, n_self) for s in basis.species)
         self.pair_readout = nn.ModuleDict(
             {
@@ -219,8 +220,11 @@ class HamiltonianModel(nn.Module):
         x, field = (part.contiguous() for part in self.unpacked(x))
         atoms_of = [atoms for _, atoms, _ in graph.self_pairs]
         if atoms_of:
-            own, around = (part.index_select(0, torch.cat(atoms_of)) for part in (x, field))
-            onsite = torch.cat([self.self_linear(self.self_product(own)), self.two_centre.labelled(around)], dim=-1)
+            atoms = torch.cat(atoms_of)
+            learned, around = (part.index_select(0, atoms) for part in (x, field))
+            own = self.embedding.own_terms(graph.species[atoms], graph.moments[atoms], self.l_readout)
+            around = self.two_centre.labelled(around)
+            onsite = torch.cat([self.self_linear(self.self_product(learned)), own, around], dim=-1)
             of_species = onsite.split([len(atoms) for atoms in atoms_of])
             for (species, _, index), own in zip(graph.self_pairs, of_species, strict=True):
                 parts = self.self_readout[species](own)

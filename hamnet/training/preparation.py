@@ -243,7 +243,7 @@ def _around_more_species(
     weight: torch.Tensor, start: HamiltonianModel, n_species: int, places: list[int]
 ) -> torch.Tensor:
     """Weights (n_kinds, channels, n) of an on-site readout, whose neighbours of new species do nothing at first."""
-    own, around = weight.tensor_split([start.config.pair_channels], dim=1)
+    own, around = weight.tensor_split([start.config.pair_channels + start.embedding.n_own], dim=1)
     around = around.unflatten(1, (len(start.basis), -1))
     wider = around.new_zeros(len(weight), n_species, *around.shape[2:])
     wider[:, places] = around

@@ -25,8 +25,8 @@ _MOST_GAIN = 100.0
 _ABSENT = 1e-7
 # Smaller ones fit displaced crystals by differences of almost equal features, which says nothing of other crystals.
 _RIDGE = 1e-4
-# Two-centre terms are few and smooth: what they can explain is theirs.
-_RIDGE_TWO_CENTRE = 1e-6
+# Terms of one and of two centres are few and smooth: what they can explain is theirs.
+_RIDGE_CENTRES = 1e-6
 
 
 def mean_neighbours(structures: Iterable[Structure], cutoff_ang: float) -> float:
@@ -146,7 +146,7 @@ def fit_weights(model: HamiltonianModel, graph: Graph, labels: Sequence[BlockOpe
     for key, readout in _readouts(model).items():
         if key in seen:
             x = seen[key].double()
-            ridge = torch.full((x.shape[-1],), _RIDGE_TWO_CENTRE, dtype=x.dtype, device=x.device)
+            ridge = torch.full((x.shape[-1],), _RIDGE_CENTRES, dtype=x.dtype, device=x.device)
             ridge[: model.config.pair_channels] = _RIDGE
             _regress(readout, x, torch.cat(targets[key]).to(x.device), ridge)
 
