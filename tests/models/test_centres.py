@@ -1,4 +1,4 @@
-"""Two-centre terms: sums over pairs, and what a few displaced crystals teach through them."""
+"""One- and two-centre terms: what they are, and what a few crystals teach through them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from hamnet.models import HamiltonianModel, ModelConfig
 from hamnet.neighbours import basis_pairs
 from hamnet.structure import Structure
+from hamnet.supercell import tile_structure
 from hamnet.training.statistics import calibrate, fit_weights
-from small_models import BASIS, crystal, model_overlap
+from small_models import BASIS, crystal, model_hamiltonian, model_overlap
 
 SIZES = {"mode": "none", "l_max": 2, "n_layers": 1, "channels": 3, "hidden": 4, "pair_channels": 5, "n_radial": 4}
 
@@ -79,3 +80,27 @@ def test_a_two_centre_operator_is_found_by_regression_from_a_few_displaced_cryst
         error[size] = model.hamiltonian(moved[6], pairs[6]).mean_abs_difference(labels[6])
     assert error[12] < 0.1 * error[0]
     assert error[12] < 0.05 * labels[6].mean_abs_difference(0 * labels[6])
+
+
+def test_splitting_by_the_own_moment_learned_where_all_copies_are_parallel_holds_where_they_are_not():
+    """One magnetic atom in the cell: its moment, that of all its copies, cannot be told from theirs by the data."""
+    rng = np.random.default_rng(1)
+    cell = np.array([[3.0, 0.1, 0.0], [-0.4, 3.2, 0.2], [0.3, -0.2, 9.0]])
+    small = Structure(cell, [[0.0, 0.0, 0.0], [1.4, 1.6, 1.5]], [28, 35], ("Ni", "Br"))
+
+    def states(structure: Structure, n: int) -> list[Structure]:
+        vectors = rng.normal(size=(n, len(structure), 3))
+        vectors *= rng.uniform(1.0, 2.0, (n, len(structure), 1)) / np.linalg.norm(vectors, axis=2, keepdims=True)
+        return [structure.with_moments(m * (structure.numbers == 28)[:, None]) for m in vectors]
+
+    trained, (unseen,) = states(small, 12), states(tile_structure(small, np.diag([2, 1, 1])), 1)
+    labels = [model_hamiltonian(s, spin_orbit_ev=0.0) for s in trained]
+    model = network((1.5, 0.0), mode="soc")
+    graph = model.graph(trained, [label.pairs for label in labels])
+    calibrate(model, graph)
+    fit_weights(model, graph, labels)
+    true = model_hamiltonian(unseen, spin_orbit_ev=0.0)
+    difference = model.hamiltonian(unseen, true.pairs) - true
+    for atom in (i for i, label in enumerate(unseen.labels) if label == "Ni"):
+        error, size = (h.block(atom, atom, (0, 0, 0))[1:].abs().max() for h in (difference, true))
+        assert error < 0.01 * size
