@@ -112,7 +112,7 @@ class NodeEmbedding(nn.Module):
 
     @property
     def n_own(self) -> int:
-        """Number of :meth:`own_terms`: none without sizes, which are then an answer that the neighbours have a say in."""
+        """Number of :meth:`own_terms`: none without sizes, which are then an answer that neighbours have a say in."""
         return len(self._WIDTHS) if self.moment_sizes and self.mode != "none" else 0
 
     def own_terms(self, species: Tensor, moments: Tensor, degree: int) -> Tensor:
