@@ -155,9 +155,7 @@ def _keep_input(seen: dict[str, torch.Tensor], key: str, module: torch.nn.Module
     seen[key] = inputs[0]
 
 
-def _regress(
-    readout: BlockReadout, features: torch.Tensor, coefficients: torch.Tensor, ridge: torch.Tensor
-) -> None:
+def _regress(readout: BlockReadout, features: torch.Tensor, coefficients: torch.Tensor, ridge: torch.Tensor) -> None:
     """`ridge` (channels,), in units of the mean square of all features."""
     coefficients = coefficients.clone()
     coefficients[:, 0] -= readout.shift.double()
