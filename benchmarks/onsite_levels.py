@@ -8,7 +8,7 @@ run: what such cells cannot tell apart, no training set made of them teaches.
 With --carried-to, fits to the local sum, to it and its square, and to it and Σ_j (e_i · e_j)² are held against other
 runs: whether levels go with a function of the molecular field or with a sum of functions of bonds.
 
-    python benchmarks/onsite_levels.py RUN or ARCHIVE.tar.xz … [--carried-to RUN …] [--json FILE]
+    python benchmarks/onsite_levels.py [RUN or ARCHIVE.tar.xz …] [--carried-to RUN …] [--json FILE]
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from reading import environment, scfout_files
+from reading import ROOT, environment, scfout_files
 
 from hamnet.neighbours import pairs_within
 from hamnet.sample import Sample
@@ -29,6 +29,7 @@ from hamnet.units import MEV_PER_EV
 from preprocessing.readers.openmx import OpenMXReader
 from preprocessing.readers.protocol import ReadOptions
 
+EXAMPLE = ROOT / "examples" / "nibr2" / "nibr2_2x1.tar.xz"
 _MAGNETIC_MU_B = 0.5
 # Distances within this of the shortest one between magnetic atoms belong to the same shell of neighbours.
 _SAME_SHELL_ANG = 0.3
@@ -116,11 +117,13 @@ _CARRIED = {"local": ("local",), "local and its square": ("local", "field"), "an
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sources", nargs="+", type=Path, metavar="RUN", help="runs in which the sums differ")
+    parser.add_argument(
+        "sources", nargs="*", type=Path, metavar="RUN", help=f"runs in which the sums differ ({EXAMPLE.name})"
+    )
     parser.add_argument("--carried-to", nargs="+", type=Path, metavar="RUN", help="runs that the fits are held against")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
     args = parser.parse_args()
-    found = read_levels(args.sources)
+    found = read_levels(args.sources or [EXAMPLE])
     other = read_levels(args.carried_to) if args.carried_to else None
     results = []
     for species in sorted(set(found.labels.tolist())):
