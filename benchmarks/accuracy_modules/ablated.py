@@ -17,6 +17,7 @@ from hamnet.basis import Basis
 from hamnet.errors import ModelError
 from hamnet.harmonics import solid_harmonics
 from hamnet.models import MODELS, HamiltonianModel, ModelConfig
+from hamnet.models.embedding import NodeEmbedding
 from hamnet.models.frames import EdgeLinear
 from hamnet.models.graph import Graph
 from hamnet.models.irreps import ALGEBRAS, EquivariantLinear, SpinAlgebra, TensorProduct
@@ -122,6 +123,13 @@ class _FirstOrder(SpinAlgebra):
         return left, right, torch.tensor([[1, 0], [0, 1], [0, 1]], dtype=torch.float64).T
 
 
+class _AtRest(NodeEmbedding):
+    """Radial functions of |m| have their values at m = 0, so that what a moment does on its own atom is linear."""
+
+    def _radial(self, species: Tensor, m: Tensor) -> Tensor:
+        return super()._radial(species, torch.zeros_like(m))
+
+
 class LinearInMoments(HamiltonianModel):
     """H(0) + Σ_i m_i · ∂H/∂m_i at m = 0, exactly that of the whole network with the same weights.
 
@@ -138,7 +146,11 @@ class LinearInMoments(HamiltonianModel):
             m_out, m_in = len(of.coupling), math.isqrt(of.coupling.shape[1])
             return TensorProduct(math.isqrt(m_in) - 1, math.isqrt(m_out) - 1, algebra)
 
+        def at_rest(of: NodeEmbedding) -> NodeEmbedding:
+            return _AtRest(of.mode, of.l_max, of.algebra, of.channels, of.moment_scale, moment_sizes=of.moment_sizes)
+
         _exchange(self, TensorProduct, first_order)
+        _exchange(self, NodeEmbedding, at_rest)
 
     def embed(self, graph: Graph) -> Tensor:
         x = super().embed(_without_moments(graph))

@@ -30,6 +30,7 @@ hidden = 4
 pair_channels = 4
 product_channels = 2
 n_radial = 4
+n_two_centre = 2
 
 [optimiser]
 warmup_steps = 2
