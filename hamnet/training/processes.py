@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -11,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Processes", "from_first", "gathered", "object_from_first", "send_from_first", "summed"]
+__all__ = ["Processes", "from_first", "gathered", "leave_group", "object_from_first", "send_from_first", "summed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,27 @@ class Processes:
         return cls(*(int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")))
 
 
+def _in_group() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
 def _joined() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return _in_group() and dist.get_world_size() > 1
+
+
+@contextmanager
+def leave_group() -> Iterator[None]:
+    """Leave the process group that was joined within, by Lightning; the end of the interpreter is too late for that.
+
+    Threads of gloo may still hold tensors, and abort the process if they free them while Python shuts down
+    (https://github.com/pytorch/pytorch/pull/179291).
+    """
+    before = _in_group()
+    try:
+        yield
+    finally:
+        if _in_group() and not before:
+            dist.destroy_process_group()
 
 
 def _device() -> torch.device:

@@ -34,7 +34,7 @@ from .metrics import ErrorSums
 from .module import STATE, TrainingModule, joined
 from .plan import EpochPlan
 from .preparation import prepare_model
-from .processes import Processes, object_from_first
+from .processes import Processes, leave_group, object_from_first
 from .selection import TrainingData
 from .survey import Survey
 
@@ -133,9 +133,10 @@ def train(
             (folder / "history.csv").unlink(missing_ok=True)
         write_text(folder / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
     say(f"{'going on with' if resume else 'training in'} {folder}")
-    with _memory_errors(config, lambda: _text_of_batch(module)):
-        _fit(trainer, module, crystals, last if resume else None, seed=config.training.seed)
-    return _finish(config, data, limits, facts, module, crystals, folder, processes)
+    with leave_group():
+        with _memory_errors(config, lambda: _text_of_batch(module)):
+            _fit(trainer, module, crystals, last if resume else None, seed=config.training.seed)
+        return _finish(config, data, limits, facts, module, crystals, folder, processes)
 
 
 def _say_nothing(text: str) -> None:

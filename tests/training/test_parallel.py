@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from hamnet.errors import ConfigError
 from hamnet.models.io import load_model
+from hamnet.training.processes import leave_group
 from hamnet.training.run import train
 
 from .test_run import history
@@ -72,3 +74,19 @@ def test_two_processes_have_the_losses_of_one(three, tmp_path):
     same_course(tmp_path / "whole", tmp_path / "parts")
     with pytest.raises(ConfigError, match=r"1 processes; expected 2, as in the run to be resumed.*torchrun"):
         train(config, resume=True)
+
+
+def test_a_process_group_is_left_by_the_run_that_joined_it_and_by_no_other(tmp_path):
+    def join() -> None:
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+
+    with leave_group():
+        join()
+    assert not dist.is_initialized()
+    join()
+    try:
+        with leave_group():
+            pass
+        assert dist.is_initialized()
+    finally:
+        dist.destroy_process_group()
