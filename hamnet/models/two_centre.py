@@ -7,7 +7,7 @@ and gates, which would have to form them from each other, extrapolate far worse.
 
 On the atom each neighbour counts once more with m_i · m_j as a factor, Heisenberg's form. Without it the terms of the
 neighbours' moments are left to messages alone, and where a neighbour is the atom's own copy, always parallel, its part
-cannot be told from a constant: levels learned in such cells were 25 meV off in larger ones.
+cannot be told from a constant: levels learned in such cells are then tens of meV off in larger ones.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TwoCentre(nn.Module):
 
     B_n falls as 1/n², so that equal weights make a function with a bounded slope and weights that are kept small make a
     smooth one. Crystals that hold a bond at a few lengths alone (the lattice vectors of a small cell) leave open what
-    happens between them; without the factor, Pt–Pt blocks at 2.8 Å were 31 instead of 11 meV off when stretched.
+    happens between them; without the factor, regression fills it with functions that swing.
 
     n_pair : how many of them a pair has. n_self : how many an atom has, with a sum of its own for the neighbours of
     each species.
