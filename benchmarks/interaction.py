@@ -82,7 +82,7 @@ class Edges:
     def radial(self) -> tuple[Tensor, Tensor]:
         """Bessel functions (e, 8) and envelope (e,)."""
         fraction = self.vectors.norm(dim=-1) / CUTOFF_ANG
-        return RadialBasis(N_RADIAL).to(self.vectors)(fraction), envelope(fraction) / math.sqrt(NEIGHBOURS)
+        return RadialBasis(N_RADIAL).to(self.vectors)(fraction), envelope(fraction, 12) / math.sqrt(NEIGHBOURS)
 
 
 class HamnetMessages(nn.Module):

@@ -14,13 +14,13 @@ from .irreps import Mode, SpinAlgebra
 __all__ = ["GridAnisotropy", "NodeEmbedding", "RadialBasis", "envelope"]
 
 
-def envelope(fraction: Tensor) -> Tensor:
-    """1 at 0, 0 from 1 on, twice continuously differentiable: 1 − 28 x⁶ + 48 x⁷ − 21 x⁸.
+def envelope(fraction: Tensor, p: int) -> Tensor:
+    """1 at 0, 0 from 1 on, twice continuously differentiable, the flatter the larger p.
 
-    Gasteiger, Groß, Günnemann (2020), arXiv:2003.03123, eq. 8 with p = 6.
+    1 − (p+1)(p+2)/2 xᵖ + p(p+2) xᵖ⁺¹ − p(p+1)/2 xᵖ⁺²: Gasteiger, Groß, Günnemann (2020), arXiv:2003.03123, eq. 8.
     """
     x = fraction.clamp(max=1.0)
-    return 1 - 28 * x**6 + 48 * x**7 - 21 * x**8
+    return 1 - (p + 1) * (p + 2) / 2 * x**p + p * (p + 2) * x ** (p + 1) - p * (p + 1) / 2 * x ** (p + 2)
 
 
 class RadialBasis(nn.Module):

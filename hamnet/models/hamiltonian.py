@@ -27,6 +27,9 @@ from .two_centre import TwoCentre
 __all__ = ["MODES", "HamiltonianModel", "ModelConfig"]
 
 _PRODUCT_SIZE = 0.5
+# Exponents of the envelopes. Messages from neighbours close to the cutoff count nearly in full: the last shell of
+# neighbours inside it carries much of exchange. Blocks fade out by themselves.
+_MESSAGES_FADE, _BLOCKS_FADE = 12, 6
 MODES: tuple[Mode, ...] = ("none", "collinear", "soc", "spin-group")
 
 
@@ -163,7 +166,7 @@ class HamiltonianModel(nn.Module):
         vectors = graph.vectors(graph.edge_row, graph.edge_col, graph.edge_shift)
         fraction = vectors.norm(dim=-1) / self.config.cutoff_ang
         scalars = self._edge_scalars(graph, fraction, graph.edge_row, graph.edge_col)
-        weight = envelope(fraction) / math.sqrt(self.config.mean_neighbours)
+        weight = envelope(fraction, _MESSAGES_FADE) / math.sqrt(self.config.mean_neighbours)
         return edge_rotation(vectors, self.config.l_max), scalars, weight
 
     def interact(
@@ -236,17 +239,18 @@ class HamiltonianModel(nn.Module):
         row, col, shift = (torch.cat([getattr(g, name) for g in ordered]) for name in ("row", "col", "shift"))
         vectors = graph.vectors(row, col, shift)
         fraction = vectors.norm(dim=-1) / self.pair_cutoff[graph.species[row], graph.species[col]]
+        weight = envelope(fraction, _BLOCKS_FADE)
         wanted = [(sum(len(g.row) for g in groups), self._degree(groups[0])) for groups in by_degree]
         features = self.pair_network(
             x,
             Incidence.of(torch.stack([row, col + len(x)], dim=1), 2 * len(x)),
             edge_rotation(vectors, self.l_readout),
             torch.cat([self._edge_scalars(graph, fraction, row, col), self._exchange(graph, row, col)[:, None]], dim=1),
-            envelope(fraction),
+            weight,
             wanted,
         )
         counts = [count for count, _ in wanted]
-        lines = zip(*(t.split(counts) for t in (vectors, fraction, envelope(fraction))), strict=True)
+        lines = zip(*(t.split(counts) for t in (vectors, fraction, weight)), strict=True)
         parts_of: dict[str, Tensor] = {}
         for groups, of_degree, line, (_, degree) in zip(by_degree, features, lines, wanted, strict=True):
             terms = self.two_centre.labelled(self.two_centre(*line, degree))
