@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 FORMAT = "hamnet-model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 CONVENTIONS = {
     "units": "eV, angstrom, mu_B",
@@ -162,7 +162,7 @@ def load_model(
 
     dtype : precision to compute in; default: that of the file.
 
-    Raises :class:`ModelError` where the file is missing, damaged, not a model, or of a newer format, and
+    Raises :class:`ModelError` where the file is missing, damaged, not a model, or of another format, and
     :class:`ConfigError` for a device that is not there.
     """
     path, device = Path(path), _device(device)

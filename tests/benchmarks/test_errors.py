@@ -16,7 +16,7 @@ def benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
-def test_shares_of_all_kinds_of_blocks_add_up_to_the_shift_of_each_state(tmp_path):
+def test_shares_of_all_kinds_of_blocks_add_up_to_the_shift_of_states(tmp_path):
     from band_errors import MODEL, run_folders, shifts  # type: ignore[import-not-found]
 
     from hamnet.cli.sources import load_source
@@ -31,8 +31,8 @@ def test_shares_of_all_kinds_of_blocks_add_up_to_the_shift_of_each_state(tmp_pat
     true, first_order = found.pop("true"), found.pop("all")
     assert len(found) == 10  # Br and Ni on-site, three kinds of pairs, spin-free and magnetic
     np.testing.assert_allclose(sum(found.values()), first_order, atol=1e-9)
-    # What first order leaves out is of the size ΔE² over a distance between levels.
-    np.testing.assert_allclose(first_order, true, atol=0.2 * np.abs(true).max())
+    # Levels a few meV apart also mix, which first order leaves out, and which their sum does not feel.
+    assert abs(first_order.mean() - true.mean()) < 0.05 * np.abs(true).mean()
 
 
 def test_factors_of_products_are_rounded_to_the_nearest_number_of_their_kind():

@@ -78,10 +78,13 @@ def test_weights_are_drawn_with_the_seed_and_leave_other_random_numbers_alone():
     assert not torch.equal(first[0], other[0])
 
 
-def test_a_newer_format_is_refused_with_both_numbers(saved):
-    both = rf"format version {FORMAT_VERSION + 1}; expected format version {FORMAT_VERSION}"
+@pytest.mark.parametrize(
+    ("version", "remedy"), [(FORMAT_VERSION + 1, "newer hamnet"), (FORMAT_VERSION - 1, "Train it anew")]
+)
+def test_another_format_is_refused_with_both_numbers(saved, version, remedy):
+    both = rf"format version {version}; expected format version {FORMAT_VERSION}.*{remedy}"
     with pytest.raises(ModelError, match=both):
-        load_model(rewritten(saved, format_version=FORMAT_VERSION + 1))
+        load_model(rewritten(saved, format_version=version))
 
 
 @pytest.mark.parametrize(
