@@ -11,9 +11,7 @@ at the rate of a large product measured in this run; and the bytes of their oper
 once, at the measured rate of a copy. Everything else – sums, gates, sorting, Python – is free in it. Target: backward
 within 5 floors.
 
-With --compile the network goes through ``torch.compile`` first, which takes minutes and a C++ compiler.
-
-    python benchmarks/training.py [--tiles 1 2 3] [--degrees 2 3 4 5] [--threads N] [--compile] [--quick] [--json FILE]
+    python benchmarks/training.py [--tiles 1 2 3] [--degrees 2 3 4 5] [--threads N] [--quick] [--json FILE]
 """
 
 from __future__ import annotations
@@ -161,7 +159,6 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, nargs="+", default=[1, 2, 3], help="supercells n × n of the crystal")
     parser.add_argument("--degrees", type=int, nargs="+", default=[2, 3, 4, 5], help="l_max of the network")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--compile", action="store_true", help="the network by torch.compile")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, tiles 1 2 and degrees 3 4")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args()
@@ -175,7 +172,6 @@ def main() -> None:
     report: dict[str, Any] = {
         "environment": environment(),
         "threads": args.threads,
-        "compiled": args.compile,
         "flops_per_s": machine.flops_per_s,
         "bytes_per_s": machine.bytes_per_s,
         "target_backward_over_floor": TARGET,
@@ -187,8 +183,6 @@ def main() -> None:
         structure, hamiltonian = crystal(Path(folder))
         for n, l_max in cases:
             module, batch = case(*supercell(structure, hamiltonian, n), l_max)
-            if args.compile:
-                module.model.compile(dynamic=True)
             entry: dict[str, Any] = {"tiles": n, "l_max": l_max, "pairs": sum(batch.n_pairs)}
             print(f"{n} × {n} cells, l_max {l_max}: {len(batch.graph.species)} atoms, {sum(batch.n_pairs)} pairs")
             for name, task in tasks(module, batch).items():
