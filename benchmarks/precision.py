@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders (the 2×2 spiral of the example)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
     args = parser.parse_args()
-    single, double = load_model(args.model).model, load_model(args.model).model.double()
+    single, double = (load_model(args.model, dtype=dtype).model for dtype in (torch.float32, torch.float64))
     results = []
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
         for path in run_folders(args.runs, Path(scratch)):
