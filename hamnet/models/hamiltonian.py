@@ -49,7 +49,7 @@ class ModelConfig:
     """
 
     mode: Mode = "soc"
-    cutoff_ang: float = 4.5
+    cutoff_ang: float = 6.0
     n_layers: int = 2
     l_max: int = 4
     channels: int = 16

@@ -31,10 +31,11 @@ class TwoCentre(nn.Module):
     happens between them; without the factor, regression fills it with functions that swing.
 
     n_pair : how many of them a pair has. n_self : how many an atom has, with a sum of its own for the neighbours of
-    each species.
+    each species. is_exchange : (n_self,) those of them that have m_i · m_j as a factor.
     """
 
     order: Tensor
+    is_exchange: Tensor
 
     def __init__(self, size: int, mode: Mode, algebra: SpinAlgebra, n_species: int) -> None:
         super().__init__()
@@ -43,6 +44,8 @@ class TwoCentre(nn.Module):
         self.n_components, self.n_species, self.magnetic = algebra.n_components, n_species, mode != "none"
         self.n_pair = size
         self.n_self = n_species * size * (2 if self.magnetic else 1)
+        exchange = torch.arange(self.n_self // n_species) >= size
+        self.register_buffer("is_exchange", exchange.repeat(n_species), persistent=False)
 
     def forward(self, vectors: Tensor, fraction: Tensor, weight: Tensor, degree: int) -> Tensor:
         """(n, (degree+1)², n_pair) of pairs.

@@ -165,7 +165,8 @@ class GrowthWarning(Callback):
             rate = trainer.optimizers[0].defaults["lr"]
             self.say(
                 f"warning: the loss has grown from {self._smallest:.3g} to {loss:.3g}: steps are too long for these "
-                f"data, as for several materials in one set. Lower optimiser.lr, now {rate:g}, to a third"
+                f"data, as for several materials in one set. Lower optimiser.lr, now {rate:g}, to a third, or let it "
+                "rise over more steps (optimiser.warmup_steps)"
             )
         self._smallest = min(self._smallest, loss)
 

@@ -27,6 +27,10 @@ _ABSENT = 1e-7
 _RIDGE = 1e-4
 # Terms of one and of two centres are few and smooth: what they can explain is theirs.
 _RIDGE_CENTRES = 1e-6
+# Not so m_i · m_j of the neighbours beside terms of an atom's own moment: in small cells, whose copies are parallel,
+# both are |m|², and what the neighbours got wrongly fails in cells whose moments differ.
+_RIDGE_EXCHANGE = 1e-4
+_RIDGE_EXCHANGE_BESIDE_OWN = 1e-2
 
 
 def mean_neighbours(structures: Iterable[Structure], cutoff_ang: float) -> float:
@@ -146,9 +150,18 @@ def fit_weights(model: HamiltonianModel, graph: Graph, labels: Sequence[BlockOpe
     for key, readout in _readouts(model).items():
         if key in seen:
             x = seen[key].double()
-            ridge = torch.full((x.shape[-1],), _RIDGE_CENTRES, dtype=x.dtype, device=x.device)
-            ridge[: model.config.pair_channels] = _RIDGE
-            _regress(readout, x, torch.cat(targets[key]).to(x.device), ridge)
+            _regress(readout, x, torch.cat(targets[key]).to(x.device), _ridge(model, key).to(x))
+
+
+def _ridge(model: HamiltonianModel, key: str) -> torch.Tensor:
+    """(channels,) of what the readout `key` sees: features of the network, terms of one centre, terms of two."""
+    own = model.embedding.n_own
+    learned = torch.full((model.config.pair_channels,), _RIDGE, dtype=torch.float64)
+    if not key.startswith("self_"):
+        return torch.cat([learned, learned.new_full((model.two_centre.n_pair,), _RIDGE_CENTRES)])
+    exchange = _RIDGE_EXCHANGE_BESIDE_OWN if own else _RIDGE_EXCHANGE
+    around = torch.where(model.two_centre.is_exchange, exchange, _RIDGE_CENTRES).to(learned)
+    return torch.cat([learned, learned.new_full((own,), _RIDGE_CENTRES), around])
 
 
 def _keep_input(seen: dict[str, torch.Tensor], key: str, module: torch.nn.Module, inputs: tuple) -> None:

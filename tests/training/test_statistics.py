@@ -47,7 +47,7 @@ def test_shift_of_a_self_pair_is_the_mean_of_its_invariants_and_scales_are_the_r
 
 def test_regressed_readout_is_the_best_that_the_features_can_do(model, sample, monkeypatch):
     """It beats the untrained readout by far, and no small change of its weights lowers the squared error."""
-    for ridge in ("_RIDGE", "_RIDGE_CENTRES"):
+    for ridge in ("_RIDGE", "_RIDGE_CENTRES", "_RIDGE_EXCHANGE", "_RIDGE_EXCHANGE_BESIDE_OWN"):
         monkeypatch.setattr(statistics, ridge, 1e-10)
     fit_readout(model, [sample])
     graph = model.graph([sample.structure], [sample.pairs])
