@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import os
 import tempfile
 import time
@@ -18,7 +17,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-__all__ = ["AtomicCheckpointIO", "Checkpoints", "GrowthWarning", "History", "Reporter", "write_text"]
+__all__ = ["AtomicCheckpointIO", "Checkpoints", "History", "Reporter", "Retreats", "write_text"]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -151,24 +150,21 @@ def _remaining(module: Any) -> str:
     return f", about {module.time_spent_s * (1 / module.done - 1) / 60:.1f} min left"
 
 
-class GrowthWarning(Callback):
-    """Says once that the loss has grown far above the smallest so far: steps are too long for these data."""
+class Retreats(Callback):
+    """Goes back to the best weights so far, and says so, where the loss has grown beyond all bounds."""
 
-    def __init__(self, say: Callable[[str], None], factor: float = 100.0) -> None:
-        self.say, self.factor = say, factor
-        self._smallest, self._said = math.inf, False
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        loss = float(trainer.callback_metrics["train_loss"])
-        if not self._said and loss > self.factor * self._smallest:
-            self._said = True
-            rate = trainer.optimizers[0].defaults["lr"]
+        loss, retreat = float(trainer.callback_metrics["train_loss"]), pl_module.retreat
+        if retreat.end(loss):
+            pl_module.go_back()
+            rate = pl_module.config.optimiser.lr * retreat.factor
             self.say(
-                f"warning: the loss has grown from {self._smallest:.3g} to {loss:.3g}: steps are too long for these "
-                f"data, as for several materials in one set. Lower optimiser.lr, now {rate:g}, to a third, or let it "
-                "rise over more steps (optimiser.warmup_steps)"
+                f"warning: the loss has grown to {loss:.3g} from {retreat.first:.3g} at the start: steps were too "
+                f"long. Training goes back to where it was {retreat.smallest:.3g}, with optimiser.lr = {rate:.3g}"
             )
-        self._smallest = min(self._smallest, loss)
 
 
 class Reporter(Callback):

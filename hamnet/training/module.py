@@ -22,6 +22,7 @@ from .config import TrainConfig
 from .losses import LOSSES, part_weights, weighted_mean, without_shift
 from .metrics import PARTS, ErrorSums
 from .processes import from_first, gathered, send_from_first, summed
+from .retreat import Retreat
 from .schedule import Plateau, learning_rate, progress
 from .soap import SOAP
 from .window import projected, window_penalty
@@ -89,6 +90,7 @@ class TrainingModule(lightning.LightningModule):
         self.n_averaged = 0
         self.plateau = Plateau(optimiser.plateau_patience, optimiser.plateau_factor)
         self.best = Best()
+        self.retreat = Retreat()
         self.batch: Batch | None = None
         self.n_parts_done, self.fraction_done = 0, 0.0
         self.elapsed_s = 0.0
@@ -166,6 +168,7 @@ class TrainingModule(lightning.LightningModule):
     def on_fit_start(self) -> None:
         self.average = [average.to(self.device) for average in self.average]
         self.best.weights = [weight.to(self.device) for weight in self.best.weights]
+        self.retreat.to(self.device)
         send_from_first(self.model.buffers())
         if self.restored is None:
             self.average = [p.detach().clone() for p in self.model.parameters()]  # those of the first process
@@ -221,14 +224,16 @@ class TrainingModule(lightning.LightningModule):
     def on_train_epoch_start(self) -> None:
         self.loss_sum.zero_()
         self.fraction_done, self.n_parts_done = 0.0, 0
+        self.retreat.start(self.model.parameters())
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self.batch, self.n_parts_done = batch, batch_idx + 1
         # One clock for all processes: they must agree on the learning rate and on when to stop.
         (self.now_s,) = from_first([self.time_spent_s])
-        rate = learning_rate(self.config.optimiser, self.global_step, self.done, self.plateau.factor)
+        step = self.global_step - self.retreat.step
+        rate = learning_rate(self.config.optimiser, step, self.done, self.plateau.factor)
         for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * self.retreat.factor
 
     def optimizer_step(self, *args: Any, **keywords: Any) -> None:
         super().optimizer_step(*args, **keywords)
@@ -242,6 +247,16 @@ class TrainingModule(lightning.LightningModule):
             self.trainer.should_stop = True
         if self.trainer.is_last_batch or self.trainer.should_stop:
             self.log("train_loss", self.mean_loss(), on_step=False, on_epoch=True, prog_bar=True, batch_size=1)
+
+    @torch.no_grad()
+    def go_back(self) -> None:
+        """Take up the best weights so far, with shorter steps; optimiser and running average begin anew."""
+        self.retreat.begin(self.global_step)
+        for parameter, average, kept in zip(self.model.parameters(), self.average, self.retreat.weights, strict=True):
+            parameter.copy_(kept)
+            average.copy_(kept)
+        self.n_averaged = 0
+        self.trainer.strategy.setup_optimizers(self.trainer)
 
     @property
     def between_steps(self) -> bool:
@@ -271,6 +286,7 @@ class TrainingModule(lightning.LightningModule):
             "n_averaged": self.n_averaged,
             "best": {"mae_mev": self.best.mae_mev, "weights": self.best.weights, "since": self.best.since},
             "plateau": self.plateau.state(),
+            "retreat": self.retreat.state(),
             "epoch": self.trainer.fit_loop.epoch_progress.current.processed,  # pyright: ignore[reportAttributeAccessIssue]
             "n_parts_done": 0 if at_end else self.n_parts_done,
             "loss_sums": gathered(float(self.loss_sum)),
@@ -285,4 +301,5 @@ class TrainingModule(lightning.LightningModule):
         self.best = Best(**state["best"])
         self.n_averaged, self.elapsed_s = state["n_averaged"], state["elapsed_s"]
         self.plateau.load(state["plateau"])
+        self.retreat = Retreat(**state["retreat"])
         self.restored = state

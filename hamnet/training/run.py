@@ -27,7 +27,7 @@ from hamnet.models.hamiltonian import HamiltonianModel
 from hamnet.models.io import TrainedOn, save_model
 from hamnet.models.readout import blocks_from_parts
 
-from .callbacks import AtomicCheckpointIO, Checkpoints, GrowthWarning, History, Reporter, write_text
+from .callbacks import AtomicCheckpointIO, Checkpoints, History, Reporter, Retreats, write_text
 from .config import TrainConfig
 from .datamodule import CrystalData, CrystalDataset
 from .metrics import ErrorSums
@@ -268,7 +268,7 @@ def _trainer(
         callbacks=[
             History(folder / "history.csv"),
             follow,
-            GrowthWarning(say),
+            Retreats(say),
             Checkpoints(
                 folder / "checkpoints",
                 every_n_epochs=config.output.checkpoint_every,

@@ -324,17 +324,15 @@ def test_every_spin_kind_trains_and_predicts_in_its_own_mode(tiny, tracked, tmp_
     assert found["bands_mean_meV"] > 0
 
 
-def test_a_loss_that_grows_is_told_once_with_the_remedy():
-    from types import SimpleNamespace
-
-    from hamnet.training.callbacks import GrowthWarning
-
+def test_a_loss_that_grows_beyond_all_bounds_leads_back_to_good_weights_and_shorter_steps(tiny, tmp_path):
     said: list[str] = []
-    callback = GrowthWarning(said.append)
-    optimiser = SimpleNamespace(defaults={"lr": 0.01})
-    for loss in (5.0, 1.0, 90.0, 120.0, 1e6):
-        trainer = SimpleNamespace(callback_metrics={"train_loss": loss}, optimizers=[optimiser])
-        callback.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
-    assert len(said) == 1
-    assert "from 1 to 120" in said[0]
-    assert "optimiser.lr" in said[0]
+    settings = ("optimiser.lr=3", "optimiser.gradient_clip=0", "optimiser.warmup_steps=20", "output.export=last")
+    result = train(tiny("training.epochs=40", *settings), say=said.append).to_dict()
+    lines = history(tmp_path / "run")
+    losses = [float(line["train_loss"]) for line in lines]
+    assert max(losses) > 100 * losses[0]
+    assert losses[-1] < losses[0]
+    told = [line for line in said if "goes back" in line]
+    assert told
+    assert "optimiser.lr = 1" in told[0]
+    assert result["errors"]["train"]["mae_meV"] > 0
