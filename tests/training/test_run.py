@@ -88,6 +88,23 @@ def test_a_run_killed_by_sigkill_and_resumed_has_the_losses_of_an_uninterrupted_
     same_end(tmp_path / "run", tmp_path / "whole")
 
 
+def train_and_die(config, monkeypatch, n_checkpoints: int) -> Path:
+    """Train until so many checkpoints are written; the path of the last one."""
+    saved, save = [], Checkpoints._save
+
+    def save_and_die(self, *arguments):
+        save(self, *arguments)
+        saved.append(self.path)
+        if len(saved) == n_checkpoints:
+            raise ProcessLookupError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_save", save_and_die)
+        with pytest.raises(HamnetError, match="killed"):
+            train(config)
+    return saved[-1]
+
+
 @pytest.fixture
 def many(tiny, fept_set, tmp_path):
     """Six crystals, one in each step."""
@@ -125,19 +142,8 @@ def test_a_run_that_dies_inside_an_epoch_goes_on_with_the_next_step(
     whole = [option for option in options if not option.startswith("data.")]
     train(many(*whole, f"output.dir={tmp_path / 'whole'}"))
     config = many(*options, "output.checkpoint_minutes=1e-9")
-    with monkeypatch.context() as patch:
-        saved, save = [], Checkpoints._save
-
-        def save_and_die(self, *arguments):
-            save(self, *arguments)
-            saved.append(self.path)
-            if len(saved) == n_checkpoints:
-                raise ProcessLookupError("killed")
-
-        patch.setattr(Checkpoints, "_save", save_and_die)
-        with pytest.raises(HamnetError, match="killed"):
-            train(config)
-    state = torch.load(saved[-1], weights_only=True)["hamnet"]
+    last = train_and_die(config, monkeypatch, n_checkpoints)
+    state = torch.load(last, weights_only=True)["hamnet"]
     assert (state["epoch"], state["n_parts_done"]) == (1, n_parts_done)
     train(config, resume=True)
     same_end(tmp_path / "run", tmp_path / "whole")
@@ -336,3 +342,12 @@ def test_a_loss_that_grows_beyond_all_bounds_leads_back_to_good_weights_and_shor
     assert told
     assert "optimiser.lr = 1" in told[0]
     assert result["errors"]["train"]["mae_meV"] > 0
+
+
+def test_a_run_that_went_back_and_is_resumed_has_the_losses_of_an_uninterrupted_one(tiny, tmp_path, monkeypatch):
+    options = ("optimiser.lr=3", "optimiser.gradient_clip=0", "optimiser.warmup_steps=20", "training.epochs=10")
+    train(tiny(*options, f"output.dir={tmp_path / 'whole'}"))
+    last = train_and_die(tiny(*options), monkeypatch, 6)
+    assert torch.load(last, weights_only=True)["hamnet"]["retreat"]["factor"] < 1
+    train(tiny(*options), resume=True)
+    same_end(tmp_path / "run", tmp_path / "whole")
