@@ -333,7 +333,7 @@ def test_every_spin_kind_trains_and_predicts_in_its_own_mode(tiny, tracked, tmp_
 def test_a_loss_that_grows_beyond_all_bounds_leads_back_to_good_weights_and_shorter_steps(tiny, tmp_path):
     said: list[str] = []
     settings = ("optimiser.lr=3", "optimiser.gradient_clip=0", "optimiser.warmup_steps=20", "output.export=last")
-    result = train(tiny("training.epochs=60", *settings), say=said.append).to_dict()
+    train(tiny("training.epochs=60", *settings), say=said.append)
     lines = history(tmp_path / "run")
     losses = [float(line["train_loss"]) for line in lines]
     assert max(losses) > 100 * losses[0]
@@ -341,7 +341,6 @@ def test_a_loss_that_grows_beyond_all_bounds_leads_back_to_good_weights_and_shor
     told = [line for line in said if "goes back" in line]
     assert told
     assert "optimiser.lr = 1" in told[0]
-    assert result["errors"]["train"]["mae_meV"] > 0
 
 
 def test_a_run_that_went_back_and_is_resumed_has_the_losses_of_an_uninterrupted_one(tiny, tmp_path, monkeypatch):
