@@ -13,7 +13,7 @@ import argparse
 import json
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,13 +74,13 @@ def shifts(sample: Sample, predicted: BlockOperator, n_k: int) -> dict[str, NDAr
     return {name: values.numpy() * MEV_PER_EV for name, values in found.items()}
 
 
-def run_folders(sources: list[Path], into: Path) -> list[Path]:
-    """Runs, and the spiral of the example, unpacked, where none is named."""
+def run_folders(sources: list[Path], into: Path, names: Sequence[str] = ("spiral",)) -> list[Path]:
+    """Runs, and those of the example with these names, unpacked, where none is given."""
     if sources:
         return sources
     with tarfile.open(EXAMPLE) as tar:
         tar.extractall(into, filter="data")
-    return sorted(path.parent for path in into.rglob("*.scfout") if "spiral" in path.parts)
+    return sorted(path.parent for path in into.rglob("*.scfout") if set(names) & set(path.parts))
 
 
 def main() -> None:

@@ -132,7 +132,7 @@ _COLUMNS = {
     "RMSE": "rmse_meV",
     "bands": "bands_mean_meV",
     "worst band": "bands_max_meV",
-    "bands, μ-aligned": "bands_mean_meV_mu_aligned",
+    "bands, aligned": "bands_mean_meV_aligned",
 }
 
 
@@ -148,7 +148,7 @@ def _print(result: dict[str, Any], *, with_training_set: bool) -> None:
     if with_training_set:
         names |= {"mean_block": "mean of each block", "linear_in_moments": "linear in moments"}
     rows += [row(name, result["baselines"][key] or {}) for key, name in names.items()]
-    title = "Mean errors in meV (RMSE: root mean square); bands: states within 2 eV of the Fermi energy"
+    title = "Mean errors in meV (RMSE: root mean square); bands: within 2 eV of E_F; aligned: less their mean shift"
     print_table(["sample", *_COLUMNS], rows, title=title)
     for key, reason in result["baselines_missing_because"].items():
         if key in names:

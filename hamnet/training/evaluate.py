@@ -36,10 +36,16 @@ _BASELINES = ("zero", "zero_magnetism", "mean_block", "linear_in_moments")
 
 @dataclass(frozen=True, slots=True)
 class BandErrors:
-    """|ΔE| of states, compared by index, whose DFT energy lies within the window about the DFT Fermi energy."""
+    """|ΔE| of states, compared by index, whose DFT energy lies within the window about the DFT Fermi energy.
+
+    Those named aligned are |ΔE − ⟨ΔE⟩|, with the mean of the sample's own states: what is left where each spectrum is
+    looked at from its own Fermi level.
+    """
 
     mean_mev: float
     max_mev: float
+    mean_aligned_mev: float
+    max_aligned_mev: float
     n_states: int
 
 
@@ -69,7 +75,6 @@ class SampleErrors:
     overlap_min: float | None = None
     mu_shift_mev: float | None = None
     bands: BandErrors | None = None
-    bands_aligned: BandErrors | None = None
     no_bands: str | None = None
 
     def join(self, other: SampleErrors) -> None:
@@ -104,15 +109,14 @@ class SampleErrors:
         baselines: dict[str, Any] = {key: None for key in _BASELINES}
         for key, sums in self.baselines.items():
             if key not in self.no_baseline:
-                bands = {} if key == "zero" else _band_keys(self.baseline_bands.get(key), "")
+                bands = {} if key == "zero" else _band_keys(self.baseline_bands.get(key))
                 baselines[key] = {**sums.means_mev(), **bands}
         return {
             "name": self.name,
             **self.total.means_mev(),
             **{f"{key}_mu_aligned": value for key, value in self.aligned.means_mev().items()},
             "mu_shift_meV": self.mu_shift_mev,
-            **_band_keys(self.bands, ""),
-            **_band_keys(self.bands_aligned, "_mu_aligned"),
+            **_band_keys(self.bands),
             "bands_n_states": None if self.bands is None else self.bands.n_states,
             "bands_missing_because": self.no_bands,
             "overlap_min_eigenvalue": self.overlap_min,
@@ -124,10 +128,12 @@ class SampleErrors:
         }
 
 
-def _band_keys(bands: BandErrors | None, suffix: str) -> dict[str, float | None]:
+def _band_keys(bands: BandErrors | None) -> dict[str, float | None]:
     return {
-        f"bands_mean_meV{suffix}": None if bands is None else bands.mean_mev,
-        f"bands_max_meV{suffix}": None if bands is None else bands.max_mev,
+        "bands_mean_meV": None if bands is None else bands.mean_mev,
+        "bands_max_meV": None if bands is None else bands.max_mev,
+        "bands_mean_meV_aligned": None if bands is None else bands.mean_aligned_mev,
+        "bands_max_meV_aligned": None if bands is None else bands.max_aligned_mev,
     }
 
 
@@ -185,7 +191,7 @@ def evaluate(
     total = SampleErrors("all")
     for result in results:
         total.join(result)
-    total.bands, total.bands_aligned = _joined(r.bands for r in results), _joined(r.bands_aligned for r in results)
+    total.bands = _joined(r.bands for r in results)
     for key in _BASELINES:
         joined = _joined(r.baseline_bands.get(key) for r in results)
         if joined is not None:
@@ -200,7 +206,13 @@ def _joined(parts: Iterable[BandErrors | None]) -> BandErrors | None:
     n = sum(part.n_states for part in found)
     if not n:
         return None
-    return BandErrors(sum(p.mean_mev * p.n_states for p in found) / n, max(p.max_mev for p in found), n)
+    return BandErrors(
+        mean_mev=sum(p.mean_mev * p.n_states for p in found) / n,
+        max_mev=max(p.max_mev for p in found),
+        mean_aligned_mev=sum(p.mean_aligned_mev * p.n_states for p in found) / n,
+        max_aligned_mev=max(p.max_aligned_mev for p in found),
+        n_states=n,
+    )
 
 
 def compare(
@@ -222,7 +234,8 @@ def compare(
     assert true is not None
     difference = predicted - true
     errors = SampleErrors(sample.name)
-    shift = None if sample.overlap is None else _add_aligned(errors, difference, sample.overlap.with_pairs(true.pairs))
+    if sample.overlap is not None:
+        _add_aligned(errors, difference, sample.overlap.with_pairs(true.pairs))
     lengths = np.linalg.norm(true.pairs.vectors(sample.structure.cell, sample.structure.positions), axis=1)
     bins = np.where(true.pairs.is_self, -1, np.floor(lengths / _BIN_ANG)).astype(int)
     for group, d, h in zip(true.pairs.groups, difference.blocks, true.blocks, strict=True):
@@ -242,11 +255,11 @@ def compare(
             sums.add(d)
     if not bands:
         errors.no_bands = "not asked for"
-    elif sample.overlap is None or shift is None:
+    elif sample.overlap is None:
         errors.no_bands = "the sample has no overlap"
     else:
         del trivial["zero"]  # no bands come of it
-        _add_bands(errors, predicted, trivial, sample, sample.overlap, shift, k_frac)
+        _add_bands(errors, predicted, trivial, sample, sample.overlap, k_frac)
     return errors
 
 
@@ -274,8 +287,8 @@ def zero_magnetism(hamiltonian: BlockOperator) -> BlockOperator:
     return hamiltonian.map(lambda block: block * keep.to(block.dtype))
 
 
-def _add_aligned(errors: SampleErrors, difference: BlockOperator, overlap: BlockOperator) -> float:
-    """μ that makes ΔH + μS smallest in the least-squares sense over all stored elements, eV."""
+def _add_aligned(errors: SampleErrors, difference: BlockOperator, overlap: BlockOperator) -> None:
+    """Errors of H + μS, with the μ that makes ΔH + μS smallest in the least-squares sense over all stored elements."""
     product = square = 0.0
     for d, s in zip(difference.blocks, overlap.blocks, strict=True):
         product += float((d[:, 0].real * s[:, 0]).sum())
@@ -286,7 +299,6 @@ def _add_aligned(errors: SampleErrors, difference: BlockOperator, overlap: Block
         aligned = d.clone()
         aligned[:, 0] += shift * s[:, 0]
         errors.aligned.add(aligned)
-    return shift
 
 
 def _add_bands(
@@ -295,7 +307,6 @@ def _add_bands(
     trivial: Mapping[str, BlockOperator],
     sample: Sample,
     overlap: BlockOperator,
-    shift: float,
     k_frac: ArrayLike | None,
 ) -> None:
     k_frac = evaluation_mesh(sample.structure) if k_frac is None else np.asarray(k_frac, dtype=np.float64)
@@ -310,19 +321,19 @@ def _add_bands(
         errors.no_bands = f"no state within {_WINDOW_EV:g} eV of the Fermi energy"
         return
 
-    def deviation(h: BlockOperator) -> NDArray[np.float64]:
-        return (eigenvalues(h, overlap, k_frac) - true)[inside] * MEV_PER_EV
+    def band_errors(h: BlockOperator) -> BandErrors:
+        difference = (eigenvalues(h, overlap, k_frac) - true)[inside] * MEV_PER_EV
+        raw, aligned = np.abs(difference), np.abs(difference - difference.mean())
+        return BandErrors(
+            mean_mev=float(raw.mean()),
+            max_mev=float(raw.max()),
+            mean_aligned_mev=float(aligned.mean()),
+            max_aligned_mev=float(aligned.max()),
+            n_states=raw.size,
+        )
 
-    difference = deviation(predicted)
-    errors.bands = _band_errors(difference)
-    # H + μS has the eigenvalues E + μ.
-    errors.bands_aligned = _band_errors(difference + shift * MEV_PER_EV)
-    errors.baseline_bands = {name: _band_errors(deviation(h)) for name, h in trivial.items()}
-
-
-def _band_errors(difference_mev: NDArray[np.float64]) -> BandErrors:
-    size = np.abs(difference_mev)
-    return BandErrors(float(size.mean()), float(size.max()), size.size)
+    errors.bands = band_errors(predicted)
+    errors.baseline_bands = {name: band_errors(h) for name, h in trivial.items()}
 
 
 def evaluation_mesh(structure: Structure) -> NDArray[np.float64]:

@@ -81,8 +81,8 @@ def test_evaluation_of_a_set_has_the_documented_keys(hamnet):
     result = json.loads(out)
     assert code == 0
     keys = {"mae_meV", "mae_spin_free_meV", "mae_exchange_meV", "mae_soc_meV", "mae_spinor_meV"}
-    keys |= {"bands_mean_meV", "bands_max_meV"}
     keys |= {f"{key}_mu_aligned" for key in keys}
+    keys |= {"bands_mean_meV", "bands_max_meV", "bands_mean_meV_aligned", "bands_max_meV_aligned"}
     keys |= {
         "mae_by_distance",
         "mae_by_species_pair",
