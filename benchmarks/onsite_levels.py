@@ -2,11 +2,14 @@
 
 For each shell of each magnetic species the mean on-site energy (spin-free, trace over m) is fitted, over all atoms of
 all given runs, to a constant, to the local sum n_i = Σ_j e_i · e_j over nearest magnetic neighbours, to its mean over
-the magnetic atoms of the cell, and to both. In cells with two magnetic sublattices the two are the same number in every
-run: what such cells cannot tell apart, no training set made of them teaches.
+the magnetic atoms of the cell, to both, and to powers of the local sum. In cells with two magnetic sublattices local
+sum and mean are the same number in every run: what such cells cannot tell apart, no training set made of them teaches.
+"directions" are the quadratic forms e_i e_i, e_i Σ_j e_j and Σ_j e_j e_j, by which levels know the lattice: spin–orbit
+coupling, and the grid of the DFT code. "left out" is the root mean square for runs that the fit has not seen, one at a
+time.
 
-With --carried-to, fits to the local sum, to it and its square, and to it and Σ_j (e_i · e_j)² are held against other
-runs: whether levels go with a function of the molecular field or with a sum of functions of bonds.
+With --carried-to, fits are held against other runs: to the local sum, to it and its square, and to it and
+Σ_j (e_i · e_j)², whether levels go with a function of the molecular field or with a sum of functions of bonds.
 
     python benchmarks/onsite_levels.py [RUN or ARCHIVE.tar.xz …] [--carried-to RUN …] [--json FILE]
 """
@@ -16,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +39,8 @@ _MAGNETIC_MU_B = 0.5
 _SAME_SHELL_ANG = 0.3
 
 
-def local_sums(sample: Sample) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Magnetic atoms (n,), Σ_j e_i · e_j and Σ_j (e_i · e_j)² over their nearest magnetic neighbours (n,)."""
+def surroundings(sample: Sample) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Magnetic atoms (n,), their e_i with Σ_j e_j (n, 2, 3), and Σ_j e_j e_j (n, 3, 3), over nearest neighbours."""
     structure = sample.structure
     assert structure.moments is not None
     size = np.linalg.norm(structure.moments, axis=1)
@@ -47,11 +51,20 @@ def local_sums(sample: Sample) -> tuple[NDArray[np.int64], NDArray[np.float64], 
     kept = (distance > 0) & np.isin(row, magnetic) & np.isin(col, magnetic)
     kept &= distance < distance[kept].min() + _SAME_SHELL_ANG
     direction = structure.moments / np.maximum(size, 1e-9)[:, None]
-    cosines = np.einsum("nx,nx->n", direction[row[kept]], direction[col[kept]])
-    sums, squares = np.zeros(len(size)), np.zeros(len(size))
-    np.add.at(sums, row[kept], cosines)
-    np.add.at(squares, row[kept], cosines**2)
-    return magnetic, sums[magnetic], squares[magnetic]
+    around = direction[col[kept]]
+    field, squares = np.zeros((len(size), 3)), np.zeros((len(size), 3, 3))
+    np.add.at(field, row[kept], around)
+    np.add.at(squares, row[kept], around[:, :, None] * around[:, None, :])
+    return magnetic, np.stack([direction, field], axis=1)[magnetic], squares[magnetic]
+
+
+def forms(own: NDArray[np.float64], field: NDArray[np.float64], squares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n, 15) components of the three symmetric tensors, less their traces."""
+    mixed = own[:, :, None] * field[:, None, :]
+    tensors = np.stack([own[:, :, None] * own[:, None, :], (mixed + mixed.transpose(0, 2, 1)) / 2, squares], axis=1)
+    tensors = tensors - np.trace(tensors, axis1=2, axis2=3)[..., None, None] / 3 * np.eye(3)
+    x, y = np.triu_indices(3)
+    return tensors[:, :, x[:-1], y[:-1]].reshape(len(own), -1)
 
 
 def shell_levels(sample: Sample, atom: int) -> NDArray[np.float64]:
@@ -64,55 +77,85 @@ def shell_levels(sample: Sample, atom: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """Magnetic atoms of several runs: label, sums around each, their mean over its cell, and its levels by shell."""
+    """Magnetic atoms of several runs: label, run, terms (n, …) around each by name, and its levels by shell."""
 
     labels: NDArray[np.str_]
-    local: NDArray[np.float64]
-    squares: NDArray[np.float64]
-    mean: NDArray[np.float64]
+    run: NDArray[np.int64]
+    terms: dict[str, NDArray[np.float64]]
     levels: list[NDArray[np.float64]]
 
-    def of(self, species: str) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
-        """Terms (n,) and levels (n, n_shells) of one species."""
+    def of(self, species: str) -> Levels:
         here = self.labels == species
-        terms = {name: getattr(self, name)[here] for name in ("local", "squares", "mean")}
-        levels = np.stack([levels for levels, kept in zip(self.levels, here, strict=True) if kept])
-        return terms | {"field": terms["local"] ** 2}, levels
+        terms = {name: values[here] for name, values in self.terms.items()}
+        levels = [levels for levels, kept in zip(self.levels, here, strict=True) if kept]
+        return Levels(self.labels[here], self.run[here], terms, levels)
+
+    def design(self, names: Sequence[str]) -> NDArray[np.float64]:
+        return np.column_stack([np.ones(len(self.run)), *(self.terms[name] for name in names)])
 
 
 def read_levels(sources: list[Path]) -> Levels:
-    local, squares, mean, levels, labels = [], [], [], [], []
+    terms: dict[str, list[NDArray[np.float64]]] = {}
+    levels, labels, runs = [], [], []
     with tempfile.TemporaryDirectory() as scratch:
-        for path in scfout_files(sources, Path(scratch)):
+        for run, path in enumerate(scfout_files(sources, Path(scratch))):
             sample = OpenMXReader().read(path.parent, ReadOptions(operators=frozenset())).sample
-            atoms, sums, of_squares = local_sums(sample)
-            local += sums.tolist()
-            squares += of_squares.tolist()
-            mean += len(sums) * [sums.mean()]
+            atoms, vectors, squares = surroundings(sample)
+            own, field = vectors[:, 0], vectors[:, 1]
+            local = np.einsum("nx,nx->n", own, field)
+            here = {
+                "local": local, "square": local**2, "cube": local**3, "mean": np.full(len(local), local.mean()),
+                "squares": np.einsum("nx,nxy,ny->n", own, squares, own), "directions": forms(own, field, squares),
+            }  # fmt: skip
+            for name, values in here.items():
+                terms.setdefault(name, []).append(values)
             levels += [shell_levels(sample, atom) for atom in atoms.tolist()]
             labels += [sample.structure.labels[atom] for atom in atoms.tolist()]
-    return Levels(np.array(labels), np.array(local), np.array(squares), np.array(mean), levels)
+            runs += len(atoms) * [run]
+    joined = {name: np.concatenate(values) for name, values in terms.items()}
+    return Levels(np.array(labels), np.array(runs), joined, levels)
 
 
-def design(terms: list[NDArray[np.float64]], n: int) -> NDArray[np.float64]:
-    return np.stack([np.ones(n), *terms], axis=1)
-
-
-def fitted(levels: NDArray[np.float64], terms: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Constant and coefficients of the terms, meV."""
-    return np.linalg.lstsq(design(terms, len(levels)), levels * MEV_PER_EV, rcond=None)[0]
+def fitted(design: NDArray[np.float64], levels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Constant and coefficients of the terms, meV; the smallest where the runs do not decide."""
+    return np.linalg.lstsq(design, levels * MEV_PER_EV, rcond=1e-10)[0]
 
 
 def rest(
-    levels: NDArray[np.float64], terms: list[NDArray[np.float64]], coefficients: NDArray[np.float64]
-) -> tuple[float, float]:
-    """Root mean square and mean, meV, of what a fit is above the levels."""
-    difference = design(terms, len(levels)) @ coefficients - levels * MEV_PER_EV
-    return float(np.sqrt(np.mean(difference**2))), float(difference.mean())
+    design: NDArray[np.float64], levels: NDArray[np.float64], coefficients: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(n,) meV: what a fit is above the levels."""
+    return design @ coefficients - levels * MEV_PER_EV
 
 
-_FITS = {"constant": (), "local": ("local",), "mean": ("mean",), "local and mean": ("local", "mean")}
-_CARRIED = {"local": ("local",), "local and its square": ("local", "field"), "and squares": ("local", "squares")}
+def left_out(design: NDArray[np.float64], levels: NDArray[np.float64], run: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(n,) meV: the same for the atoms of each run, of a fit to all other runs."""
+    result = np.empty(len(levels))
+    for one in np.unique(run):
+        here = run == one
+        result[here] = rest(design[here], levels[here], fitted(design[~here], levels[~here]))
+    return result
+
+
+def rms(values: NDArray[np.float64]) -> float:
+    return float(np.sqrt(np.mean(values**2)))
+
+
+_FITS = {
+    "constant": (),
+    "local": ("local",),
+    "mean": ("mean",),
+    "local and mean": ("local", "mean"),
+    "local to the cube": ("local", "square", "cube"),
+    "– and directions": ("local", "square", "cube", "directions"),
+}
+_CARRIED = {
+    "local": ("local",),
+    "local and its square": ("local", "square"),
+    "local and squares": ("local", "squares"),
+    "local to the cube": ("local", "square", "cube"),
+    "– and directions": ("local", "square", "cube", "directions"),
+}
 
 
 def main() -> None:
@@ -127,21 +170,28 @@ def main() -> None:
     other = read_levels(args.carried_to) if args.carried_to else None
     results = []
     for species in sorted(set(found.labels.tolist())):
-        terms, table = found.of(species)
-        there = None if other is None else other.of(species)
-        for shell, values in enumerate(table.T):
-            for name, kinds in (_FITS if there is None else _CARRIED).items():
-                chosen = [terms[kind] for kind in kinds]
-                coefficients = fitted(values, chosen)
-                entry = {"species": species, "shell": shell, "terms": name, "slopes_meV": coefficients[1:].tolist()}
-                entry["rms_meV"] = rest(values, chosen, coefficients)[0]
-                text = f"{species} shell {shell}, {len(values)} atoms, {name:20s} rms {entry['rms_meV']:7.3f} meV"
-                if there is not None:
-                    rms, mean = rest(there[1][:, shell], [there[0][kind] for kind in kinds], coefficients)
-                    entry |= {"carried_rms_meV": rms, "carried_mean_meV": mean}
-                    text += f"; carried to {len(there[1])} others rms {rms:7.3f}, mean {mean:7.3f} meV"
-                slopes = ", ".join(f"{slope:.2f}" for slope in entry["slopes_meV"])
-                print(f"{text}  slopes [{slopes}] meV")
+        here, there = found.of(species), None if other is None else other.of(species)
+        for shell, levels in enumerate(np.stack(here.levels).T):
+            for name, terms in (_FITS if there is None else _CARRIED).items():
+                design = here.design(terms)
+                text = f"{species} shell {shell}, {len(levels)} atoms, {name:20s}"
+                if 2 * design.shape[1] > len(levels):
+                    print(f"{text} too few for {design.shape[1]} terms")
+                    continue
+                coefficients = fitted(design, levels)
+                entry = {"species": species, "shell": shell, "terms": name, "n_terms": design.shape[1]}
+                entry["rms_meV"] = rms(rest(design, levels, coefficients))
+                text += f" rms {entry['rms_meV']:7.3f}"
+                if there is None:
+                    entry["left_out_rms_meV"] = rms(left_out(design, levels, here.run))
+                    text += f", left out {entry['left_out_rms_meV']:7.3f} meV"
+                else:
+                    carried = rest(there.design(terms), np.stack(there.levels)[:, shell], coefficients)
+                    entry |= {"carried_rms_meV": rms(carried), "carried_mean_meV": float(carried.mean())}
+                    text += (
+                        f"; carried to {len(carried)} others rms {rms(carried):7.3f}, mean {carried.mean():7.3f} meV"
+                    )
+                print(text)
                 results.append(entry)
     if args.json:
         args.json.write_text(json.dumps({"environment": environment(), "fits": results}, indent=1) + "\n")
