@@ -181,7 +181,7 @@ def test_the_table_holds_the_result_and_says_what_cannot_be(accuracy, quick, cap
     assert accuracy.main(["--table", "--output", str(quick.folder)]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| NiBr2")]
     assert len(lines) == 2
-    assert lines[1].split(" | ")[9] == "cannot"
+    assert lines[1].split(" | ")[10] == "cannot"
     assert f"{quick.result['tests'][0]['errors']['mae_meV']:.3g}" in lines[0]
 
 
@@ -230,7 +230,8 @@ def test_what_cannot_be_made_is_told_and_does_not_hold_up_the_rest(accuracy, tmp
 
 def _result(kind: str, label: str, n_train: int, seed: int, mae: float) -> dict:
     parts = {f"mae_{part}_meV": mae for part in ("spin_free", "exchange", "soc")}
-    errors = {"mae_meV": mae, **parts, "rmse_meV": 5 * mae, "bands_mean_meV": 10 * mae, "bands_max_meV": None}
+    bands = {"bands_mean_meV": 10 * mae, "bands_max_meV": None, "bands_mean_meV_aligned": 4 * mae}
+    errors = {"mae_meV": mae, **parts, "rmse_meV": 5 * mae, **bands}
     keys = {"row": "nibr2_2x2", "kind": kind, "label": label, "n_train": n_train, "seed": seed}
     training = {"steps": 2400, "n_weights": 700}
     return {**keys, "training": training, "tests": [{"set": "openmx/nibr2_2x2", "errors": errors}]}
@@ -241,7 +242,7 @@ def test_a_learning_curve_has_means_and_standard_deviations_over_the_seeds(accur
     lines = [line for line in accuracy.tables(results).splitlines() if line.startswith("| 3 ")]
     assert lines[0].split(" | ")[1] == "0.667 ± 0.3"
     assert lines[0].split(" | ")[6] == "6.67 ± 3"
-    assert lines[0].split(" | ")[7:] == ["–", "2400", "700", "3 |"]
+    assert lines[0].split(" | ")[7:] == ["–", "2.67 ± 1", "2400", "700", "3 |"]
     accuracy.curve_figure(results, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 0
 
