@@ -11,6 +11,7 @@ from .executors import add_executor_arguments, executor_of
 
 if TYPE_CHECKING:
     from hamnet.predict import Forecast, Report
+    from hamnet.predict.committee import Committee
     from hamnet.predict.committee_job import CommitteeReport
 
 __all__ = ["add_arguments", "run"]
@@ -58,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mesh", type=int, nargs=3, metavar=("N1", "N2", "N3"), help="k points for --verify (4 per 1/Å of each vector)"
     )
+    parser.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help="demand expected errors: without a calibrated committee as MODEL nothing is predicted",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -78,6 +84,12 @@ def run(args: argparse.Namespace) -> int:
     if args.mesh is not None and not args.verify:
         raise ConfigError("--mesh without --verify", expected="both")
     committee = load_committee(args.model, device=args.device)
+    if args.uncertainty and committee.calibration is None:
+        raise ConfigError(
+            f"--uncertainty with {args.model}, {_kind(committee)}",
+            expected="a committee calibrated on samples that no member was trained on",
+            remedy="train the model from two seeds or more, then `hamnet committee MODELS --on SET -o committee.json`",
+        )
     structure, source = load_structure(
         args.structure,
         sample=args.sample,
@@ -124,6 +136,11 @@ def run(args: argparse.Namespace) -> int:
         if args.verify:
             print_verification(result["verification"])
     return 1 if args.verify and result["verification"]["unusual_atoms"] else 0
+
+
+def _kind(committee: Committee) -> str:
+    n = len(committee.members)
+    return "one model, which has no spread" if n == 1 else f"a committee of {n} models without calibration"
 
 
 def _announcement(forecast: Forecast) -> str:

@@ -103,6 +103,19 @@ def test_committee_that_is_not_calibrated_says_so(hamnet):
     assert result["spread_rmse_meV"] > 0
 
 
+def test_errors_that_nobody_can_tell_are_refused_before_anything_is_predicted(hamnet, folder: Path):
+    assert hamnet("committee", *MODELS, "-o", "bare.json")[0] == 0
+    for model, kind in ((MODELS[0], "one model"), ("bare.json", "a committee of 2 models without calibration")):
+        code, _, err = hamnet("predict", model, BASE, "--uncertainty", "-o", "none.h5")
+        assert code == 2
+        assert kind in err
+        assert "`hamnet committee MODELS --on SET -o committee.json`" in err
+        assert not list(folder.glob("none*"))
+    code, out, _ = hamnet("predict", "committee.json", BASE, "--uncertainty", "-o", "h.h5", "--json")
+    assert code == 0
+    assert json.loads(out)["expected_rmse_meV"] > 0
+
+
 def test_prediction_of_a_committee_is_the_mean_with_expected_errors_by_pair(hamnet, folder: Path):
     operators = []
     for model in (*MODELS, "committee.json"):
