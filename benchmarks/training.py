@@ -11,6 +11,9 @@ at the rate of a large product measured in this run; and the bytes of their oper
 once, at the measured rate of a copy. Everything else – sums, gates, sorting, Python – is free in it. Target: backward
 within 5 floors.
 
+Of the first case it is told where the time goes: the largest shares of a step by kind of operation (torch's profiler,
+the time of an operation less that of those it calls), and of inference by part of the network.
+
     python benchmarks/training.py [--tiles 1 2 3] [--degrees 2 3 4 5] [--threads N] [--quick] [--json FILE]
 """
 
@@ -45,6 +48,7 @@ from preprocessing.readers.protocol import ReadOptions
 ARCHIVE = ROOT / "examples/nibr2/nibr2_2x1.tar.xz"
 TARGET = 5.0
 GEMM_SIZE, COPY_BYTES = 1024, 2**28
+_MOST_SHARES = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +158,48 @@ def figures(task: Callable[[], None], batch: Batch, machine: Machine, rounds: in
     }
 
 
+def shares_of_operations(step: Callable[[], None]) -> list[tuple[str, float]]:
+    """Operations with their share of the processor's time, largest first."""
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for _ in range(5):
+            step()
+    events = profiler.key_averages()
+    total = sum(event.self_cpu_time_total for event in events)
+    found = [(event.key, event.self_cpu_time_total / total) for event in events]
+    return sorted(found, key=lambda entry: -entry[1])[:_MOST_SHARES]
+
+
+def shares_of_parts(model: HamiltonianModel, inference: Callable[[], None]) -> list[tuple[str, float]]:
+    """Parts of the network, its children, with their share of the time of inference, largest first."""
+    seconds: dict[str, float] = {}
+    began: list[float] = []
+    hooks = []
+
+    def ends(name: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began.pop()
+
+        return hook
+
+    for name, child in model.named_children():
+        several = isinstance(child, (torch.nn.ModuleList, torch.nn.ModuleDict))
+        for part in child.children() if several else [child]:
+            hooks.append(part.register_forward_pre_hook(lambda *_: began.append(time.perf_counter())))
+            hooks.append(part.register_forward_hook(ends(name)))
+    inference()
+    seconds.clear()
+    start = time.perf_counter()
+    for _ in range(5):
+        inference()
+    total = time.perf_counter() - start
+    for hook in hooks:
+        hook.remove()
+    found = [(name, value / total) for name, value in seconds.items()]
+    found.append(("frames, sums and all else", 1 - sum(share for _, share in found)))
+    return sorted(found, key=lambda entry: -entry[1])[:_MOST_SHARES]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiles", type=int, nargs="+", default=[1, 2, 3], help="supercells n × n of the crystal")
@@ -192,6 +238,15 @@ def main() -> None:
                     f"blocks/s {e['peak_megabytes']:8.1f} MB {e['over_floor']:6.1f} floors of "
                     f"{max(e['floor_flops_ms'], e['floor_bytes_ms']):.1f} ms"
                 )
+            if not report["cases"]:
+                run = tasks(module, batch)
+                shares = {
+                    "step": shares_of_operations(run["step"]),
+                    "inference": shares_of_parts(module.model, run["inference"]),
+                }
+                report["shares"] = shares
+                for name, parts in shares.items():
+                    print(f"  {name}: " + ", ".join(f"{part} {share:.0%}" for part, share in parts))
             report["cases"].append(entry)
     ratio = report["cases"][0]["backward"]["over_floor"]
     print(f"backward, first case: {ratio:.1f} floors, target {TARGET:g}: {'met' if ratio <= TARGET else 'NOT met'}")
