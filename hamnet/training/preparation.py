@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
@@ -151,8 +152,8 @@ def _widened(one: Any, two: Any) -> dict[str, tuple[float, float]]:
 def _from_start(config: TrainConfig, data: TrainingData, say: Callable[[str], None]) -> Prepared:
     """The model of ``[model] start`` with all its species, weights, scales and shifts.
 
-    Species that it does not know are added with random weights; the readout of species and species pairs that it was
-    never trained on gets scale, shift and weights from the labels as in a new model.
+    Species that it does not know begin as the known ones that are most like them; the readout of species and species
+    pairs that it was never trained on gets scale, shift and weights from the labels as in a new model.
     """
     loaded = load_model(str(config.model.start), dtype=torch.float64)
     path, before = loaded.path, loaded.model.basis.labels
@@ -217,6 +218,9 @@ def _with_species(
             place="[model] start",
         )
     places = [basis.labels.index(label) for label in start.basis.labels]
+    like = _most_alike(loaded, basis, scales, data.survey.basis)
+    for new, old in like.items():
+        say(f"{basis.labels[new]} begins as {start.basis.labels[old]}, the species of the start that is most like it")
     if not torch.equal(model.pair_cutoff[places][:, places], start.pair_cutoff):
         say(
             f"warning: {', '.join(labels)} with wider projectors than those of the start make all pairs reach farther: "
@@ -231,22 +235,50 @@ def _with_species(
             name[1] = "_".join(str(places[int(number)]) for number in name[1].split("_"))
         if key in _BY_SPECIES:
             state[key][places] = value
+            state[key][list(like)] = value[list(like.values())]
         elif name[0] == "self_readout" and name[2] == "weights":
-            state[".".join(name)] = _around_more_species(value, start, len(basis), places)
+            state[".".join(name)] = _around_more_species(value, start, len(basis), places, like)
         else:
             state[".".join(name)] = value
     model.load_state_dict(state)
     return model
 
 
+def _most_alike(loaded: LoadedModel, basis: Basis, moment_scale: tuple[float, ...], here: Basis) -> dict[int, int]:
+    """Number in `basis` of each new species: number in the start of the known one that is most like it.
+
+    A magnetic species is like a magnetic one before anything else counts; then like one that the start has seen beside
+    the other species that are `here`, whose levels know its potential (without it they would begin eV off); then the
+    degrees of the shells count, and at last the atomic number.
+    """
+    start, pairs = loaded.model, loaded.trained_on.species_pairs
+    known = {label: place for place, label in enumerate(start.basis.labels)}
+    others = [label for label in here.labels if label in known]
+
+    def unlike(new: int, old: int) -> tuple[bool, int, int, int]:
+        one, other = basis[new], start.basis[old]
+        strangers = sum(not {f"{label}-{other.label}", f"{other.label}-{label}"} & set(pairs) for label in others)
+        shells = Counter(one.degrees), Counter(other.degrees)
+        differing = (shells[0] - shells[1]) + (shells[1] - shells[0])
+        magnetic = (moment_scale[new] > 0) != (start.moment_scale[old] > 0)
+        return magnetic, strangers, differing.total(), abs(one.number - other.number)
+
+    return {
+        new: min(known.values(), key=lambda old: unlike(new, old))
+        for new, label in enumerate(basis.labels)
+        if label not in known
+    }
+
+
 def _around_more_species(
-    weight: torch.Tensor, start: HamiltonianModel, n_species: int, places: list[int]
+    weight: torch.Tensor, start: HamiltonianModel, n_species: int, places: list[int], like: dict[int, int]
 ) -> torch.Tensor:
-    """Weights (n_kinds, channels, n) of an on-site readout, whose neighbours of new species do nothing at first."""
+    """Weights (n_kinds, channels, n) of an on-site readout; new neighbours act as those that they are like."""
     own, around = weight.tensor_split([start.config.pair_channels + start.embedding.n_own], dim=1)
     around = around.unflatten(1, (len(start.basis), -1))
     wider = around.new_zeros(len(weight), n_species, *around.shape[2:])
     wider[:, places] = around
+    wider[:, list(like)] = around[:, list(like.values())]
     return torch.cat([own, wider.flatten(1, 2)], dim=1)
 
 

@@ -67,6 +67,27 @@ def test_a_new_species_leaves_predictions_for_the_old_ones_as_they_were(with_new
     assert max(float((a - b).abs().max()) for a, b in zip(after.blocks, before.blocks, strict=True)) < 1e-10
 
 
+def test_a_known_species_by_another_name_acts_on_its_neighbours_as_it_did(with_new_species, fept_model, fept_set):
+    """It begins as the species that is most like it: blocks of iron alone are those of the start, to the digit."""
+    start, said = load_model(fept_model, dtype=torch.float64), []
+    config = with_new_species()
+    model, _, _ = prepare_model(config, TrainingData.select(config), say=said.append)
+    assert "Pt_other begins as Pt_fept_SOC, the species of the start that is most like it" in said
+    with SampleSet(fept_set) as samples:
+        sample = samples[0]
+    before = predict_operator(start, sample.structure, sample.operator("hamiltonian").pairs)
+    other = renamed(sample, "Pt_fept_SOC", "Pt_other").with_basis(model.basis)
+    after = predict_operator(replace(start, model=model.eval()), other.structure, other.operator("hamiltonian").pairs)
+    iron = np.flatnonzero([label.startswith("Fe") for label in sample.structure.labels]).tolist()
+    shifts = {
+        tuple(shift) for shift in before.pairs.shift[(before.pairs.row == iron[0]) & (before.pairs.col == iron[0])]
+    }
+    assert len(shifts) > 1
+    for shift in shifts:
+        blocks = [operator.block(iron[0], iron[0], shift) for operator in (after, before)]
+        assert float((blocks[0] - blocks[1]).abs().max()) < 1e-10
+
+
 def test_a_model_learns_a_new_species(with_new_species, tmp_path):
     def error(epochs: int) -> float:
         config = with_new_species(f"training.epochs={epochs}", f"output.dir='{tmp_path / f'run{epochs}'}'")
