@@ -38,8 +38,8 @@ _BASELINES = ("zero", "zero_magnetism", "mean_block", "linear_in_moments")
 class BandErrors:
     """|ΔE| of states, compared by index, whose DFT energy lies within the window about the DFT Fermi energy.
 
-    Those named aligned are |ΔE − ⟨ΔE⟩|, with the mean of the sample's own states: what is left where each spectrum is
-    looked at from its own Fermi level.
+    Those named aligned are |ΔE − ⟨ΔE⟩|, with the mean of the sample's own states: nearly what is left where each
+    spectrum is looked at from its own Fermi level.
     """
 
     mean_mev: float
