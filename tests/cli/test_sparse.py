@@ -194,11 +194,12 @@ def test_a_killed_solution_goes_on_where_it_was(supercell, call, tmp_path):
     output, partial = tmp_path / "s.h5", tmp_path / "s.h5.partial"
     process = subprocess.Popen(_solve(supercell, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while len(list(partial.rglob("*.npz"))) < 2 and time.monotonic() < deadline and process.poll() is None:
+    complete = "[!.]*.npz"  # files with a dot are being written
+    while len(list(partial.rglob(complete))) < 2 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    finished = {path: path.stat().st_mtime_ns for path in partial.rglob("[!.]*.npz")}
+    finished = {path: path.stat().st_mtime_ns for path in partial.rglob(complete)}
     assert 2 <= len(finished) < 16
     assert not output.exists()
     shutil.copytree(partial, tmp_path / "copy")
