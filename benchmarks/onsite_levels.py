@@ -11,7 +11,9 @@ time.
 With --carried-to, fits are held against other runs: to the local sum, to it and its square, and to it and
 Σ_j (e_i · e_j)², whether levels go with a function of the molecular field or with a sum of functions of bonds.
 
-    python benchmarks/onsite_levels.py [RUN or ARCHIVE.tar.xz …] [--carried-to RUN …] [--json FILE]
+With --model nothing is fitted: the levels that a model predicts are held against those of the runs, atom by atom.
+
+    python benchmarks/onsite_levels.py [RUN or ARCHIVE.tar.xz …] [--carried-to RUN … | --model MODEL] [--json FILE]
 """
 
 from __future__ import annotations
@@ -20,14 +22,18 @@ import argparse
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from reading import ROOT, environment, scfout_files
 
+from hamnet.cli.sources import load_source
+from hamnet.models.io import load_model
 from hamnet.neighbours import pairs_within
+from hamnet.predict import predict_operator
 from hamnet.sample import Sample
 from hamnet.units import MEV_PER_EV
 from preprocessing.readers.openmx import OpenMXReader
@@ -116,6 +122,20 @@ def read_levels(sources: list[Path]) -> Levels:
     return Levels(np.array(labels), np.array(runs), joined, levels)
 
 
+def predicted_errors(model: Path, sources: list[Path]) -> list[dict[str, Any]]:
+    """(n_shells,) meV of each magnetic atom of each run: what the model is above the level."""
+    loaded, found = load_model(model), []
+    with tempfile.TemporaryDirectory() as scratch:
+        for path in scfout_files(sources, Path(scratch)):
+            sample = load_source(path.parent).sample.with_basis(loaded.model.basis)
+            h = sample.operator("hamiltonian")
+            difference = predict_operator(loaded, sample.structure, h.pairs).to(h.dtype) - h
+            for atom in surroundings(sample)[0].tolist():
+                errors = (shell_levels(replace(sample, hamiltonian=difference), atom) * MEV_PER_EV).tolist()
+                found.append({"run": path.parent.name, "atom": atom, "errors_meV": errors})
+    return found
+
+
 def fitted(design: NDArray[np.float64], levels: NDArray[np.float64]) -> NDArray[np.float64]:
     """Constant and coefficients of the terms, meV; the smallest where the runs do not decide."""
     return np.linalg.lstsq(design, levels * MEV_PER_EV, rcond=1e-10)[0]
@@ -165,7 +185,18 @@ def main() -> None:
     )
     parser.add_argument("--carried-to", nargs="+", type=Path, metavar="RUN", help="runs that the fits are held against")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
+    parser.add_argument("--model", type=Path, help="compare the levels that this model predicts, and fit nothing")
     args = parser.parse_args()
+    if args.model:
+        if args.carried_to:
+            parser.error("--model and --carried-to; expected one of them")
+        errors = predicted_errors(args.model, args.sources or [EXAMPLE])
+        for entry in errors:
+            shells = ", ".join(f"{value:.2f}" for value in entry["errors_meV"])
+            print(f"{entry['run']} atom {entry['atom']}: predicted less DFT, by shell [{shells}] meV")
+        if args.json:
+            args.json.write_text(json.dumps({"environment": environment(), "errors": errors}, indent=1) + "\n")
+        return
     found = read_levels(args.sources or [EXAMPLE])
     other = read_levels(args.carried_to) if args.carried_to else None
     results = []

@@ -217,7 +217,7 @@ def test_two_mpi_ranks_find_the_same_states(supercell, call, tmp_path):
     pytest.importorskip("mpi4py", reason="needs mpi4py and an MPI library: pip install 'hamnet[mpi]'")
     launcher = shutil.which("mpiexec", path=f"{sys.prefix}/bin") or shutil.which("mpiexec")
     if launcher is None:
-        pytest.skip("needs mpiexec")
+        pytest.skip("needs mpiexec: pip install mpich")
     command = _solve(supercell, tmp_path / "mpi.h5", "--mpi", mesh="2")
     command[1:1] = ["-m", "mpi4py.futures"]
     done = subprocess.run([launcher, "-n", "2", *command], capture_output=True, text=True, timeout=300, check=False)
